@@ -1,0 +1,62 @@
+# 'make help' lists the targets. Everything runs in .venv, which 'make setup' creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH_VERSION ?= 2.13.0
+
+CHECKPOINT ?= build/checkpoints/small-random
+BUNDLE ?= bundles/sonic-demo
+PRECISION ?= fp32
+IMAGE ?= convert/sonic_convert/assets/portrait.png
+AUDIO ?= convert/sonic_convert/assets/speech.wav
+OUTPUT ?= build/demo.mp4
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo convert parity test test-aarch64 lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+setup: $(READY) ## create the environment in .venv
+
+$(READY): pyproject.toml runtime/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; '$(PYTHON)' is older: make setup PYTHON=python3.11"; exit 1; }
+	@echo "creating $(VENV); PyTorch is large, so this takes a few minutes"
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot create $(VENV): install the venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip || { echo "pip cannot reach a package index: check the network or pip's configuration"; exit 1; }
+	@$(BIN)/python -m pip install --quiet torch==$(TORCH_VERSION) || { echo "torch $(TORCH_VERSION) cannot be installed for this Python and machine: choose another with TORCH_VERSION=..."; exit 1; }
+	@$(BIN)/python -m pip install --quiet -e ./runtime -e '.[test]' || { echo "the packages in pyproject.toml cannot be installed; pip's message above names the one"; exit 1; }
+	@touch $@
+
+build/checkpoints/small-random: | $(READY)
+	$(BIN)/sonic-convert synth $@ --size small --seed 0
+
+demo: $(READY) build/checkpoints/small-random ## convert the default checkpoint, generate a video and compare it with PyTorch
+	$(BIN)/sonic-convert convert build/checkpoints/small-random bundles/sonic-demo --work build/demo.work
+	$(BIN)/sonic generate --bundle bundles/sonic-demo --image $(IMAGE) --audio $(AUDIO) --output $(OUTPUT)
+	$(BIN)/sonic-convert parity build/checkpoints/small-random bundles/sonic-demo --image $(IMAGE) --audio $(AUDIO) --json build/parity.json --picture build/parity-worst-frame.png
+	@echo "video: $(OUTPUT)   parity: build/parity.json   worst frame: build/parity-worst-frame.png"
+
+convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=fp32]: convert a checkpoint
+	$(BIN)/sonic-convert convert $(CHECKPOINT) $(BUNDLE) --precision $(PRECISION)
+
+parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTorch
+	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)
+
+test: $(READY) ## run the fast tests
+	$(BIN)/python -m pytest -m 'not slow and not aarch64'
+
+test-aarch64: $(READY) ## run the tests that need qemu
+	@$(BIN)/python -m pytest -m aarch64 --collect-only -q > /dev/null; \
+	if [ $$? -eq 5 ]; then echo "no test needs qemu yet"; else $(BIN)/python -m pytest -m aarch64; fi
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert
+
+bench: $(READY) ## compare the bundle's time with PyTorch's, side by side
+	$(BIN)/python -m sonic_convert.bench $(CHECKPOINT) $(BUNDLE)
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build bundles dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""Where the files of a checkpoint are, what they are, and where users get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from sonic.errors import InputError
+
+Variant = Literal["auto", "fp16", "fp32"]
+
+_VIDEO_MODEL = "stable-video-diffusion-img2vid-xt"
+_SONIC = "Hugging Face repository LeonJoe13/Sonic"
+_SVD = "Hugging Face repository stabilityai/stable-video-diffusion-img2vid-xt"
+_WHISPER = "Hugging Face repository openai/whisper-tiny"
+
+# What each fixed file is and where users get it.
+FILES: dict[str, tuple[str, str]] = {
+    "Sonic/unet.pth": ("Sonic's UNet with its audio adapters", _SONIC),
+    "Sonic/audio2token.pth": ("Sonic's audio token head", _SONIC),
+    "Sonic/audio2bucket.pth": ("Sonic's motion bucket head", _SONIC),
+    "RIFE/flownet.pkl": ("RIFE's frame interpolator", _SONIC),
+    "yoloface_v5m.pt": ("the YOLOv5-face detector", _SONIC),
+    f"{_VIDEO_MODEL}/unet/config.json": ("the UNet's configuration", _SVD),
+    f"{_VIDEO_MODEL}/vae/config.json": ("the VAE's configuration", _SVD),
+    f"{_VIDEO_MODEL}/image_encoder/config.json": ("the image encoder's configuration", _SVD),
+    f"{_VIDEO_MODEL}/scheduler/scheduler_config.json": ("the sampler's configuration", _SVD),
+    "whisper-tiny/config.json": ("the audio encoder's configuration", _WHISPER),
+}
+# Weights that come under several names: folder, stems of .safetensors and .bin, what, where.
+WEIGHTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
+    "vae": (f"{_VIDEO_MODEL}/vae", ("diffusion_pytorch_model",) * 2, "the VAE", _SVD),
+    "image_encoder": (
+        f"{_VIDEO_MODEL}/image_encoder",
+        ("model", "pytorch_model"),
+        "the image encoder",
+        _SVD,
+    ),
+    "audio_encoder": ("whisper-tiny", ("model", "pytorch_model"), "the audio encoder", _WHISPER),
+}
+CONFIGS = {
+    "unet": f"{_VIDEO_MODEL}/unet/config.json",
+    "vae": f"{_VIDEO_MODEL}/vae/config.json",
+    "image_encoder": f"{_VIDEO_MODEL}/image_encoder/config.json",
+    "scheduler": f"{_VIDEO_MODEL}/scheduler/scheduler_config.json",
+    "audio_encoder": "whisper-tiny/config.json",
+}
+OWN_CONFIG = "Sonic/config.json"
+
+
+def check_files(root: Path) -> None:
+    """Raise an InputError that names the first file of a fixed name that is missing."""
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: this is not a folder; it should be the checkpoints folder that holds "
+            "'Sonic' and 'stable-video-diffusion-img2vid-xt'"
+        )
+    for name, (what, where) in FILES.items():
+        if not (root / name).is_file():
+            raise InputError(f"{root / name}: {what} is missing; it comes from the {where}")
+
+
+def find_weights(root: Path, component: str, variant: Variant) -> Path:
+    """The weight file of one of `WEIGHTS`, which comes under several names.
+
+    Raises:
+        InputError: none of them is there, or `variant` is not one of the three.
+    """
+    if variant not in ("auto", "fp16", "fp32"):
+        raise InputError(f"the variant is {variant!r}, but should be 'auto', 'fp16' or 'fp32'")
+    folder, (safe_stem, bin_stem), what, where = WEIGHTS[component]
+    half, plain = [".fp16"], [""]
+    infixes = {"auto": half + plain, "fp16": half, "fp32": plain}[variant]
+    if component == "audio_encoder":  # upstream loads it without a variant
+        infixes = plain
+    names = [f"{safe_stem}{infix}.safetensors" for infix in infixes]
+    names += [f"{bin_stem}{infix}.bin" for infix in infixes]
+    for name in names:
+        if (root / folder / name).is_file():
+            return root / folder / name
+    raise InputError(
+        f"{root / folder / names[0]}: {what} is missing (looked for {', '.join(names)}); it comes "
+        f"from the {where}"
+    )

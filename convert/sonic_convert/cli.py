@@ -1,0 +1,195 @@
+"""The ``sonic-convert`` command: thin wrappers around :mod:`sonic_convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import sonic_convert
+from sonic.cli import generation_options, user_errors
+from sonic.dump import DumpWriter
+from sonic.noise import load_noise
+from sonic.options import GenerationOptions
+from sonic.progress import ConsoleProgress
+from sonic.video import Video, check_output_path, save_video
+from sonic_convert.conversion import PRECISIONS, Conversion
+
+PATH = click.Path(path_type=Path)
+ASSETS = Path(sonic_convert.__file__).with_name("assets")
+VARIANT = click.option(
+    "--variant",
+    type=click.Choice(["auto", "fp16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Which weights of the VAE and the image encoder to read.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sonic_convert.__version__, package_name="sonic-convert")
+def main() -> None:
+    """From a Sonic checkpoint in PyTorch to a bundle that runs without it."""
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@click.option("--size", type=click.Choice(["small", "published"]), default="small", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
+    """Write a checkpoint of random weights in the official layout."""
+    with user_errors():
+        from sonic_convert.synth import synthesize
+
+        with ConsoleProgress().stage(f"writing {out}", 1) as advance:
+            synthesize(out, size, seed, dtype, overwrite)
+            advance()
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@click.argument("bundle", type=PATH)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--work", type=PATH, help="Folder of intermediate results [BUNDLE.work].")
+@VARIANT
+def convert(checkpoint: Path, bundle: Path, precision: str, work: Path | None, variant: str) -> None:
+    """Convert CHECKPOINT to BUNDLE: export, simplify, check, bundle; resumes what is done."""
+    with user_errors():
+        from sonic_convert.conversion import ConversionOptions
+        from sonic_convert.conversion import convert as run
+
+        options = ConversionOptions(precision=precision, variant=variant)
+        conversion = run(checkpoint, bundle, options, work, ConsoleProgress())
+        _print_conversion(conversion, bundle)
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@generation_options
+@VARIANT
+def reference(
+    checkpoint: Path,
+    image: Path,
+    audio: Path,
+    output: Path,
+    noise: Path | None,
+    dump: Path | None,
+    threads: int | None,
+    variant: str,
+    **options: Any,
+) -> None:
+    """Generate a video with PyTorch, as published."""
+    with user_errors():
+        import torch
+
+        from sonic_convert.checkpoint import Checkpoint
+        from sonic_convert.reference import TorchReference
+
+        check_output_path(output)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        opened = Checkpoint.open(checkpoint, variant)  # type: ignore[arg-type]
+        initial = None if noise is None else load_noise(noise)
+        result = TorchReference(opened).generate(
+            image, audio, _generation(options), initial, ConsoleProgress()
+        )
+        if dump is not None:
+            with DumpWriter(dump) as writer:
+                writer.write("audio_tokens", result.audio_tokens)
+                writer.write("uncond_tokens", result.unconditional_tokens)
+                writer.write("buckets", result.buckets)
+                writer.write("latents", result.latents)
+                writer.write("frames", result.frames)
+        rate = opened.constants.video.frame_rate_hz
+        save_video(Video(result.interpolated, rate, result.sound), output)
+        click.echo(f"{output}: {len(result.interpolated)} frames")
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@click.argument("bundle", type=PATH)
+@click.option("--image", type=PATH, default=ASSETS / "portrait.png", help="Portrait [the demo's].")
+@click.option("--audio", type=PATH, default=ASSETS / "speech.wav", help="Speech [the demo's].")
+@click.option("--duration", type=float, help="Seconds of the recording to use [all].")
+@click.option("--resolution", type=int, help="Short side in pixels [the bundle's].")
+@click.option("--steps", type=int, help="Denoising steps [the bundle's].")
+@click.option("--seed", type=int, help="Seed of the noise [the bundle's].")
+@click.option("--dynamic-scale", type=float, default=1.0, show_default=True)
+@click.option("--motion-scale", type=float, default=1.0, show_default=True)
+@click.option("--expand-ratio", type=float, help="Crop to the expanded face box [no crop].")
+@click.option("--noise", type=PATH, help="Initial noise, .npy float32 (frames, 4, H/8, W/8).")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+@click.option("--picture", type=PATH, help="Write the worst frame, side by side, to this PNG.")
+@click.option("--record/--no-record", default=True, show_default=True,
+              help="Note the result in the bundle's manifest.")  # fmt: skip
+@VARIANT
+def parity(
+    checkpoint: Path,
+    bundle: Path,
+    image: Path,
+    audio: Path,
+    noise: Path | None,
+    report_path: Path | None,
+    picture: Path | None,
+    record: bool,
+    variant: str,
+    **options: Any,
+) -> None:
+    """Compare BUNDLE with PyTorch running CHECKPOINT; exits with 1 beyond the tolerances."""
+    with user_errors():
+        from sonic.bundle import find_bundle
+        from sonic_convert import parity as stage
+
+        directory = find_bundle(bundle)
+        report = stage.measure_parity(
+            checkpoint, directory, image, audio, _generation(options), noise,
+            ConsoleProgress(), picture, variant,
+        )  # fmt: skip
+        stage.print_report(report, Console())
+        if report_path is not None:
+            stage.write_report(report, report_path)
+        if record:
+            stage.record(directory, report)
+    if not report.passed:
+        sys.exit(1)
+
+
+def _generation(options: dict[str, Any]) -> GenerationOptions:
+    return GenerationOptions(
+        duration_seconds=options["duration"],
+        resolution_pixels=options["resolution"],
+        steps=options["steps"],
+        seed=options["seed"],
+        dynamic_scale=options["dynamic_scale"],
+        motion_scale=options["motion_scale"],
+        expand_ratio=options["expand_ratio"],
+    )
+
+
+def _print_conversion(conversion: Conversion, bundle: Path) -> None:
+    table = Table(title=f"{bundle}: {conversion.manifest.license}")
+    for column in ("submodel", "nodes", "simplified", "size", "relative L2", "seconds", "peak memory"):
+        first = column == "submodel"
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
+    for name, results in conversion.results.items():
+        exported, simplified, checked = (results[s] for s in ("export", "simplify", "check"))
+        table.add_row(
+            name,
+            str(exported.facts["nodes"]),
+            str(simplified.facts["nodes"]),
+            f"{conversion.manifest.submodels[name].bytes / 1e6:,.1f} MB",
+            f"{checked.facts['relative_l2']:.1e}",
+            f"{sum(r.seconds for r in results.values()):.1f}",
+            f"{max(r.peak_bytes for r in results.values()) / 1e9:.2f} GB",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Submodels as PyTorch modules that keep the official tensor names and export to ONNX."""

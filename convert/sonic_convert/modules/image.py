@@ -1,0 +1,81 @@
+"""The image submodels: the CLIP vision tower and both halves of the VAE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from sonic_convert.modules.groups import set_group_count
+from sonic_convert.tensor_files import load_strict
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision tower with its projection."""
+
+    def __init__(self, clip: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.clip = clip
+
+    @classmethod
+    def from_state_dict(
+        cls, config: dict[str, Any], state: dict[str, Tensor], source: str
+    ) -> ImageEncoder:
+        """Build the tower that `config` describes and load `state` strictly."""
+        settings = CLIPVisionConfig.from_dict(dict(config))
+        settings._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            clip = CLIPVisionModelWithProjection(settings)
+        load_strict(clip, state, source)
+        for module in clip.modules():  # a buffer that no file holds: 0, 1, 2, ...
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    positions = torch.arange(buffer.numel()).reshape(buffer.shape)
+                    module.register_buffer(name, positions, persistent=False)
+        return cls(clip).eval()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(1, 3, pixels, pixels) normalised -> (1, width)."""
+        return self.clip(pixel_values).image_embeds
+
+
+def build_vae(
+    config: dict[str, Any], state: dict[str, Tensor], source: str
+) -> AutoencoderKLTemporalDecoder:
+    """diffusers' VAE with `state` loaded strictly; `norm_num_groups` of the config is honoured."""
+    groups = config.get("norm_num_groups", 32)
+    config = {key: value for key, value in config.items() if key != "norm_num_groups"}
+    with torch.device("meta"):
+        vae = AutoencoderKLTemporalDecoder.from_config(config)
+    set_group_count(vae, groups)
+    load_strict(vae, state, source)
+    return vae.eval()
+
+
+class VaeEncoder(nn.Module):
+    """An image to its latent's mode (the mean of the posterior), unscaled."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) in -1..1 -> (1, 4, H / 8, W / 8)."""
+        return self.quant_conv(self.encoder(image)).chunk(2, dim=1)[0]
+
+
+class VaeDecoder(nn.Module):
+    """One chunk of latents to images; the frames of a chunk see each other."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(frames, 4, h, w) unscaled -> (frames, 3, 8 h, 8 w) in about -1..1."""
+        frames = latents.shape[0]
+        image_only = latents.new_zeros(1, frames)
+        return self.decoder(latents, image_only_indicator=image_only, num_frames=frames)

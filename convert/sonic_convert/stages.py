@@ -1,0 +1,199 @@
+"""The stages of a conversion for one submodel: export, simplify, check.
+
+Each stage writes into a folder of its own under the work directory and is skipped when the digest of
+everything it reads is the one it was made from, so an interrupted conversion goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxsim
+import torch
+
+from sonic.errors import InputError
+from sonic_convert.checkpoint import Checkpoint
+from sonic_convert.compare import Difference, compare
+from sonic_convert.submodels import Submodel, TensorSpec, measure
+
+OPSET = 18
+STAGE_VERSION = 2  # raise it when a stage's code changes its output
+EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf ends at 2 GB
+GRAPH = "model.onnx"
+_RESULT = "stage.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did.
+
+    Attributes:
+        digest: of everything the stage read.
+        seconds: how long it took.
+        peak_bytes: the process's peak resident memory so far.
+        facts: numbers worth telling, such as node counts.
+    """
+
+    digest: str
+    seconds: float
+    peak_bytes: int
+    facts: dict[str, Any]
+
+
+def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_digest: str) -> StageResult:
+    """Trace a submodel to ONNX, and keep PyTorch's outputs for its example inputs.
+
+    The TorchScript exporter is used: the newer one needs minutes of symbolic shape solving for a UNet
+    of this depth and gives the same numbers.
+    """
+
+    def produce(target: Path) -> dict[str, Any]:
+        module = submodel.build(checkpoint)
+        dimensions = measure(checkpoint)
+        inputs, outputs = submodel.inputs(dimensions), submodel.outputs(dimensions)
+        examples = [
+            submodel.example(dimensions, sizes, seed) for seed, sizes in enumerate(submodel.sizes)
+        ]
+        with torch.inference_mode():
+            for index, example in enumerate(examples):
+                result = module(*example.values())
+                results = result if isinstance(result, tuple) else (result,)
+                golden = {f"in.{name}": value.numpy() for name, value in example.items()}
+                for spec, value in zip(outputs, results, strict=True):
+                    golden[f"out.{spec.name}"] = value.numpy()
+                np.savez(target / f"golden_{index}.npz", **golden)  # type: ignore[arg-type]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns of every shape that is a constant
+            torch.onnx.export(
+                module,
+                tuple(examples[0].values()),
+                str(target / GRAPH),
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                dynamic_axes={spec.name: spec.dynamic_axes for spec in (*inputs, *outputs)},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        return {"nodes": _node_count(target / GRAPH)}
+
+    key = [source_digest, torch.__version__, str(OPSET), submodel.name]
+    return run_stage(folder, key, produce)
+
+
+def simplify(
+    outputs: tuple[TensorSpec, ...], exported: Path, folder: Path, digest: str
+) -> StageResult:
+    """Fold constants and shapes with onnxsim; weights above 2 GB go to one file beside the graph.
+
+    The graph's outputs get the shapes of `outputs`: the exporter invents names for sizes it derives.
+    """
+
+    def produce(target: Path) -> dict[str, Any]:
+        model, _ = onnxsim.simplify(str(exported / GRAPH))
+        for value, spec in zip(model.graph.output, outputs, strict=True):
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, kind, spec.shape))
+        size = sum(_tensor_bytes(tensor) for tensor in model.graph.initializer)
+        onnx.save(
+            model,
+            str(target / GRAPH),
+            save_as_external_data=size > EXTERNAL_DATA_BYTES,
+            all_tensors_to_one_file=True,
+            location=f"{GRAPH}.data",
+            size_threshold=1024,
+        )
+        return {"nodes": len(model.graph.node), "bytes": size}
+
+    return run_stage(folder, [digest, onnxsim.__version__, onnx.__version__], produce)
+
+
+def check(submodel: Submodel, exported: Path, simplified: Path, folder: Path, digest: str) -> StageResult:
+    """Run ONNX's checker, then ONNX Runtime on the example inputs, against PyTorch's outputs.
+
+    Raises:
+        InputError: a difference is beyond the table's tolerance.
+    """
+
+    def produce(target: Path) -> dict[str, Any]:
+        onnx.checker.check_model(str(simplified / GRAPH), full_check=False)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(simplified / GRAPH), options, providers=["CPUExecutionProvider"]
+        )
+        worst: Difference | None = None
+        for path in sorted(exported.glob("golden_*.npz")):
+            golden = np.load(path, allow_pickle=False)
+            feeds = {key[3:]: golden[key] for key in golden if key.startswith("in.")}
+            names = [output.name for output in session.get_outputs()]
+            for name, array in zip(names, session.run(names, feeds), strict=True):
+                difference = compare(array, golden[f"out.{name}"])
+                if worst is None or not difference.relative_l2 <= worst.relative_l2:
+                    worst = difference
+        assert worst is not None
+        if not worst.relative_l2 <= submodel.tolerance:
+            raise InputError(
+                f"the exported '{submodel.name}' differs from PyTorch by {worst.relative_l2:.2e} "
+                f"(relative L2), more than {submodel.tolerance:g}; report this with the checkpoint's "
+                "config.json files"
+            )
+        return asdict(worst)
+
+    return run_stage(folder, [digest, onnxruntime.__version__, str(submodel.tolerance)], produce)
+
+
+def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:
+    """Run `produce` into a fresh folder that replaces `folder` when it succeeds, or reuse `folder`."""
+    digest = hashlib.sha256("\n".join([str(STAGE_VERSION), *key]).encode()).hexdigest()
+    done = read_result(folder)
+    if done is not None and done.digest == digest:
+        return done
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        facts = produce(partial)
+        result = StageResult(digest, time.monotonic() - started, peak_memory_bytes(), facts)
+        (partial / _RESULT).write_text(json.dumps(asdict(result), indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return result
+
+
+def read_result(folder: Path) -> StageResult | None:
+    """What a finished stage said, None where there is none."""
+    try:
+        return StageResult(**json.loads((folder / _RESULT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """The peak resident memory of this process so far (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _node_count(path: Path) -> int:
+    return len(onnx.load(str(path), load_external_data=False).graph.node)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * width

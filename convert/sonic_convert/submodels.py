@@ -1,0 +1,335 @@
+"""The nine submodels as a table; every stage loops over it.
+
+    for submodel in SUBMODELS:
+        module = submodel.build(checkpoint)
+        inputs = submodel.example(measure(checkpoint), submodel.sizes[0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sonic.errors import InputError
+from sonic_convert.checkpoint import Checkpoint
+from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket, AudioToToken
+from sonic_convert.modules.face import FaceDetector
+from sonic_convert.modules.image import ImageEncoder, VaeDecoder, VaeEncoder, build_vae
+from sonic_convert.modules.interpolator import FrameInterpolator
+from sonic_convert.modules.unet import ExportableUNet, SonicUNet
+from sonic_convert.tensor_files import load_strict
+
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Widths and counts of one checkpoint, from its configurations and tensor shapes."""
+
+    audio_layers: int
+    audio_width: int
+    mel_bins: int
+    mel_frames: int
+    token_window: int
+    bucket_window: int
+    tokens: int
+    context_width: int
+    image_pixels: int
+    latent_channels: int
+    sample_channels: int
+    levels: int
+
+
+def measure(checkpoint: Checkpoint) -> Dimensions:
+    """Read a checkpoint's dimensions.
+
+    Raises:
+        InputError: the audio head's token width is not what the UNet attends to.
+    """
+    constants = checkpoint.constants
+    head = checkpoint.state_dict("audio2token", dtype=None)
+    source = checkpoint.weights_file("audio2token")
+    context_width = int(checkpoint.unet_config["cross_attention_dim"])
+    rows = [head[name].shape[0] if name in head else 0 for name in ("proj3.weight", "norm.weight")]
+    if rows[1] != context_width or rows[0] % context_width:
+        raise InputError(
+            f"{source}: 'norm.weight' has {rows[1]} and 'proj3.weight' {rows[0]} rows, but should have "
+            f"{context_width} (the UNet's cross_attention_dim) and a multiple of it"
+        )
+    return Dimensions(
+        audio_layers=int(checkpoint.audio_encoder_config["encoder_layers"]) + 1,
+        audio_width=int(checkpoint.audio_encoder_config["d_model"]),
+        mel_bins=constants.audio.mel_bins,
+        mel_frames=constants.audio.window_samples // constants.audio.hop_samples,
+        token_window=constants.audio.token_window_states,
+        bucket_window=constants.audio.bucket_window_states,
+        tokens=rows[0] // context_width,
+        context_width=context_width,
+        image_pixels=constants.portrait.image_encoder_pixels,
+        latent_channels=constants.video.latent_channels,
+        sample_channels=int(checkpoint.unet_config["in_channels"]),
+        levels=len(checkpoint.unet_config["block_out_channels"]),
+    )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output; a dynamic axis has a name in place of a size.
+
+    Example inputs are drawn from a normal distribution, or uniformly from `bounds`.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Axis number to name, as the exporter wants it."""
+        return {axis: size for axis, size in enumerate(self.shape) if isinstance(size, str)}
+
+    def draw(self, sizes: Sizes, generator: torch.Generator) -> Tensor:
+        """A random example, float32."""
+        shape = [sizes[size] if isinstance(size, str) else size for size in self.shape]
+        if self.bounds is None:
+            return torch.randn(shape, generator=generator)
+        low, high = self.bounds
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Submodel:
+    """One row of the table.
+
+    Attributes:
+        name: the name in the bundle.
+        component: the checkpoint's component that it is read from.
+        build: makes the module whose forward is exported.
+        inputs, outputs: the interface for a checkpoint's dimensions.
+        sizes: sizes of the dynamic axes, first for tracing, then for the checks.
+        precision: precision of the fp32 spine; later policies refine it.
+        tolerance: largest relative L2 difference from PyTorch.
+    """
+
+    name: str
+    component: str
+    build: Callable[[Checkpoint], nn.Module]
+    inputs: Callable[[Dimensions], tuple[TensorSpec, ...]]
+    outputs: Callable[[Dimensions], tuple[TensorSpec, ...]]
+    sizes: tuple[Sizes, ...] = ({}, {})
+    precision: str = "fp32"
+    tolerance: float = 1e-4
+
+    def example(self, dimensions: Dimensions, sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of the given axis sizes, by name."""
+        generator = torch.Generator().manual_seed(seed)
+        return {spec.name: spec.draw(sizes, generator) for spec in self.inputs(dimensions)}
+
+
+def _audio_encoder(checkpoint: Checkpoint) -> nn.Module:
+    name = "audio_encoder"
+    return AudioEncoderStates.from_state_dict(
+        checkpoint.audio_encoder_config, checkpoint.state_dict(name), _source(checkpoint, name)
+    )
+
+
+def _audio2token(checkpoint: Checkpoint) -> nn.Module:
+    name, dimensions = "audio2token", measure(checkpoint)
+    return AudioToToken.from_state_dict(
+        checkpoint.state_dict(name),
+        _source(checkpoint, name),
+        window_states=dimensions.token_window,
+        layers=dimensions.audio_layers,
+        channels=dimensions.audio_width,
+    )
+
+
+def _audio2bucket(checkpoint: Checkpoint) -> nn.Module:
+    name, dimensions = "audio2bucket", measure(checkpoint)
+    return AudioToBucket.from_state_dict(
+        checkpoint.state_dict(name),
+        _source(checkpoint, name),
+        window_states=dimensions.bucket_window,
+        channels=dimensions.audio_width,
+        image_channels=dimensions.context_width,
+    )
+
+
+def _image_encoder(checkpoint: Checkpoint) -> nn.Module:
+    name = "image_encoder"
+    return ImageEncoder.from_state_dict(
+        checkpoint.image_encoder_config, checkpoint.state_dict(name), _source(checkpoint, name)
+    )
+
+
+def _vae_encoder(checkpoint: Checkpoint) -> nn.Module:
+    state = checkpoint.state_dict("vae")
+    return VaeEncoder(build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))).eval()
+
+
+def _vae_decoder(checkpoint: Checkpoint) -> nn.Module:
+    state = checkpoint.state_dict("vae")
+    return VaeDecoder(build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))).eval()
+
+
+def build_unet(checkpoint: Checkpoint) -> SonicUNet:
+    """The UNet with the published forward."""
+    unet = SonicUNet.build(checkpoint.unet_config)
+    load_strict(unet, checkpoint.state_dict("unet"), _source(checkpoint, "unet"))
+    return unet.eval()
+
+
+def _unet(checkpoint: Checkpoint) -> nn.Module:
+    return ExportableUNet(build_unet(checkpoint)).eval()
+
+
+def _frame_interpolator(checkpoint: Checkpoint) -> nn.Module:
+    name = "frame_interpolator"
+    return FrameInterpolator.from_state_dict(
+        checkpoint.state_dict(name), _source(checkpoint, name)
+    )
+
+
+def _face_detector(checkpoint: Checkpoint) -> nn.Module:
+    return FaceDetector.load(checkpoint.weights_file("face_detector"))
+
+
+def _source(checkpoint: Checkpoint, component: str) -> str:
+    return str(checkpoint.weights_file(component))
+
+
+def _unet_inputs(d: Dimensions) -> tuple[TensorSpec, ...]:
+    masks = (
+        TensorSpec(f"mask_{level}", (1, 1, f"height_{level}", f"width_{level}"), (0.0, 1.0))
+        for level in range(d.levels)
+    )
+    return (
+        TensorSpec("sample", ("batch", "frames", d.sample_channels, "height", "width")),
+        TensorSpec("timestep", (1,), (-1.5, 1.6)),
+        TensorSpec("added_time_ids", ("batch", 3), (0.0, 40.0)),
+        TensorSpec("image_embedding", ("batch", d.context_width)),
+        TensorSpec("audio_tokens", ("batch", "frames", d.tokens, d.context_width)),
+        *masks,
+    )
+
+
+def _unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
+    levels = range(8)
+    return {
+        "batch": batch,
+        "frames": frames,
+        "height": height,
+        "width": width,
+        **{f"height_{level}": height >> level for level in levels},
+        **{f"width_{level}": width >> level for level in levels},
+    }
+
+
+def _picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
+    return {
+        "count": count,
+        "height": height,
+        "width": width,
+        **{f"height/{stride}": height // stride for stride in (8, 16, 32)},
+        **{f"width/{stride}": width // stride for stride in (8, 16, 32)},
+    }
+
+
+_PICTURES = (_picture_sizes(64, 96), _picture_sizes(128, 64))
+_COUNTS: tuple[Sizes, ...] = ({"frames": 3}, {"frames": 25})
+
+SUBMODELS: tuple[Submodel, ...] = (
+    Submodel(
+        "audio_encoder",
+        "audio_encoder",
+        _audio_encoder,
+        lambda d: (TensorSpec("log_mel", (1, d.mel_bins, d.mel_frames), (-1.0, 1.0)),),
+        lambda d: (
+            TensorSpec("hidden_states", (1, d.mel_frames // 2, d.audio_layers, d.audio_width)),
+        ),
+    ),
+    Submodel(
+        "audio2token",
+        "audio2token",
+        _audio2token,
+        lambda d: (
+            TensorSpec(
+                "audio_windows", (1, "frames", d.token_window, d.audio_layers, d.audio_width)
+            ),
+        ),
+        lambda d: (TensorSpec("audio_tokens", (1, "frames", d.tokens, d.context_width)),),
+        _COUNTS,
+    ),
+    Submodel(
+        "audio2bucket",
+        "audio2bucket",
+        _audio2bucket,
+        lambda d: (
+            TensorSpec("audio_windows", (1, "frames", d.bucket_window, 1, d.audio_width)),
+            TensorSpec("image_embedding", (1, d.context_width)),
+        ),
+        lambda d: (TensorSpec("buckets", (1, "frames", 2, 1)),),
+        _COUNTS,
+    ),
+    Submodel(
+        "image_encoder",
+        "image_encoder",
+        _image_encoder,
+        lambda d: (TensorSpec("pixel_values", (1, 3, d.image_pixels, d.image_pixels)),),
+        lambda d: (TensorSpec("image_embedding", (1, d.context_width)),),
+    ),
+    Submodel(
+        "vae_encoder",
+        "vae",
+        _vae_encoder,
+        lambda d: (TensorSpec("image", (1, 3, "height", "width"), (-1.0, 1.0)),),
+        lambda d: (TensorSpec("latent", (1, d.latent_channels, "height/8", "width/8")),),
+        _PICTURES,
+    ),
+    Submodel(
+        "vae_decoder",
+        "vae",
+        _vae_decoder,
+        lambda d: (TensorSpec("latents", ("count", d.latent_channels, "height", "width")),),
+        lambda d: (TensorSpec("images", ("count", 3, "8*height", "8*width")),),
+        (_picture_sizes(8, 16, 3), _picture_sizes(16, 8, 1)),
+    ),
+    Submodel(
+        "unet",
+        "unet",
+        _unet,
+        _unet_inputs,
+        lambda d: (
+            TensorSpec("prediction", ("batch", "frames", d.latent_channels, "height", "width")),
+        ),
+        (_unet_sizes(3, 4, 8, 16), _unet_sizes(1, 2, 16, 8)),
+    ),
+    Submodel(
+        "frame_interpolator",
+        "frame_interpolator",
+        _frame_interpolator,
+        lambda d: (
+            TensorSpec("frame_0", ("count", 3, "height", "width"), (0.0, 1.0)),
+            TensorSpec("frame_1", ("count", 3, "height", "width"), (0.0, 1.0)),
+        ),
+        lambda d: (TensorSpec("middle", ("count", 3, "height", "width")),),
+        _PICTURES,
+    ),
+    Submodel(
+        "face_detector",
+        "face_detector",
+        _face_detector,
+        lambda d: (
+            TensorSpec("image", (1, 3, "height", "width"), (0.0, 1.0)),
+            *(
+                TensorSpec(f"grid_{s}", (1, 1, f"height/{s}", f"width/{s}", 2), (0.0, 20.0))
+                for s in (8, 16, 32)
+            ),
+        ),
+        lambda d: (TensorSpec("predictions", (1, "boxes", 16)),),
+        (_picture_sizes(416, 544), _picture_sizes(480, 416)),
+    ),
+)

@@ -1,0 +1,26 @@
+"""Talking-head video from one portrait and one recording, on a CPU, without PyTorch.
+
+    import sonic
+
+    model = sonic.load_model("sonic-base")
+    video = model.generate(image="portrait.jpg", audio="speech.wav")
+    sonic.save_video(video, "output.mp4")
+"""
+
+from sonic.errors import BundleError, InputError, OutputError, SonicError
+from sonic.model import SonicModel, SonicWarning, load_model
+from sonic.video import Video, save_video
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BundleError",
+    "InputError",
+    "OutputError",
+    "SonicError",
+    "SonicModel",
+    "SonicWarning",
+    "Video",
+    "load_model",
+    "save_video",
+]

@@ -1,0 +1,5 @@
+"""``python -m sonic``."""
+
+from sonic.cli import main
+
+main()

@@ -1,0 +1,147 @@
+"""The ``sonic`` command: thin wrappers around :mod:`sonic`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+import sonic
+from sonic.bundle import find_bundle, open_bundle
+from sonic.errors import SonicError
+from sonic.info import print_manifest
+from sonic.progress import ConsoleProgress
+from sonic.video import check_output_path
+
+PATH = click.Path(path_type=Path)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print an error that the user can solve as one sentence (exit code 2), and warnings as notes.
+
+    An interrupt ends with exit code 130, as shells expect.
+    """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", sonic.SonicWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except SonicError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:  # a disk that is full, a folder that may not be read
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sonic.__version__, package_name="sonic-runtime")
+def main() -> None:
+    """Talking-head video from one portrait and one recording, on a CPU."""
+
+
+def generation_options(command: Any) -> Any:
+    """The options that ``sonic generate`` and ``generate.py`` share."""
+    options = [
+        click.option("--image", required=True, type=PATH, help="Portrait (JPEG, PNG, WebP, ...)."),
+        click.option("--audio", required=True, type=PATH, help="Speech (WAV, MP3, FLAC, M4A, ...)."),
+        click.option("--output", required=True, type=PATH, help="Video to write (.mp4)."),
+        click.option("--duration", type=float, help="Seconds of the recording to use [all]."),
+        click.option("--resolution", type=int, help="Short side in pixels [the bundle's]."),
+        click.option("--steps", type=int, help="Denoising steps [the bundle's]."),
+        click.option("--seed", type=int, help="Seed of the noise [the bundle's]."),
+        click.option("--dynamic-scale", type=float, default=1.0, show_default=True,
+                     help="Multiplies both motion buckets."),
+        click.option("--motion-scale", type=float, default=1.0, show_default=True,
+                     help="Multiplies the expression bucket on top."),
+        click.option("--expand-ratio", type=float,
+                     help="Crop to the face box, expanded by this ratio on each side [no crop]."),
+        click.option("--lip-sync-correction/--no-lip-sync-correction", default=False,
+                     help="Shift the sound by up to two frames to fit the mouth [off]."),
+        click.option("--smooth-motion/--no-smooth-motion", default=False,
+                     help="Filter out jitter over time [off]."),
+        click.option("--noise", type=PATH,
+                     help="Initial noise, .npy float32 (frames, 4, H/8, W/8)."),
+        click.option("--dump", type=PATH, help="Folder for intermediate results (.npy)."),
+        click.option("--threads", type=click.IntRange(1), help="Threads for one operator."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--bundle", required=True, help="A bundle's name or path.")
+@generation_options
+def generate(bundle: str, **options: Any) -> None:
+    """Generate a talking-head video."""
+    run_generate(bundle, **options)
+
+
+def run_generate(
+    bundle: str,
+    *,
+    image: Path,
+    audio: Path,
+    output: Path,
+    resolution: int | None,
+    steps: int | None,
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Generate a video and say where it is; errors as in :func:`user_errors`."""
+    with user_errors():
+        check_output_path(output)
+        progress = ConsoleProgress()
+        model = sonic.load_model(bundle, threads=threads)
+        video = model.generate(
+            image,
+            audio,
+            min_resolution=resolution,
+            inference_steps=steps,
+            progress=progress,
+            spool_directory=output.parent,
+            **options,
+        )
+        with progress.stage("encoding", len(video)) as advance:
+            sonic.save_video(
+                video,
+                output,
+                constant_rate_factor=model.constants.video.h264_constant_rate_factor,
+                progress=lambda done, total: advance(),
+            )
+        frames, height, width, _ = video.shape
+        click.echo(
+            f"{output}: {video.duration_seconds:.2f} s, {frames} frames of {width} x {height} at "
+            f"{video.frame_rate_hz:g} Hz, {os.path.getsize(output) / 1e6:.2f} MB"
+        )
+
+
+@main.command()
+@click.argument("bundle")
+def info(bundle: str) -> None:
+    """Print what a bundle holds: its manifest as a table."""
+    with user_errors():
+        directory = find_bundle(bundle)
+        bundle_found = open_bundle(directory, check_digests=False)
+        print_manifest(bundle_found.manifest, directory, Console())
+
+
+if __name__ == "__main__":
+    main()

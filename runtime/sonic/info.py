@@ -1,0 +1,72 @@
+"""A manifest as tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sonic.manifest import Manifest, TensorInfo
+
+
+def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
+    """Print a bundle's submodels, origin and constants."""
+    facts = Table(title=f"bundle {manifest.name}", show_header=False)
+    facts.add_row("directory", str(directory))
+    facts.add_row("engine", manifest.engine)
+    facts.add_row("license of the weights", manifest.license)
+    facts.add_row("made by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items()))
+    facts.add_row("size", _megabytes(sum(file.bytes for file in manifest.files)))
+    console.print(facts)
+
+    submodels = Table(title="submodels")
+    for column in ("name", "precision", "opset", "size", "inputs", "outputs", "relative L2"):
+        submodels.add_column(
+            column,
+            justify="right" if column in ("opset", "size") else "left",
+            no_wrap=column == "name",
+        )
+    parity = manifest.parity.get("submodels", {})
+    for submodel in manifest.submodels.values():
+        error = parity.get(submodel.name, {}).get("relative_l2")
+        submodels.add_row(
+            submodel.name,
+            submodel.precision,
+            str(submodel.opset),
+            _megabytes(submodel.bytes),
+            "\n".join(map(_signature, submodel.inputs)),
+            "\n".join(map(_signature, submodel.outputs)),
+            "not measured" if error is None else f"{error:.1e}",
+        )
+    console.print(submodels)
+
+    constants = Table(title="constants")
+    for column in ("part", "name", "value"):
+        constants.add_column(column, no_wrap=column != "value")
+    for part, values in manifest.constants.to_json().items():
+        for name, value in values.items():
+            constants.add_row(part, name, str(value))
+    console.print(constants)
+
+    sources = Table(title="made from")
+    for column in ("file", "size", "sha256"):
+        sources.add_column(column, overflow="fold")
+    for source in manifest.sources:
+        sources.add_row(source.path, _megabytes(source.bytes), source.sha256[:16])
+    console.print(sources)
+
+    video = manifest.parity.get("video")
+    if video:
+        measured = Table(title="parity of a whole video with PyTorch")
+        for name, value in video.items():
+            measured.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(measured)
+
+
+def _signature(tensor: TensorInfo) -> str:
+    return f"{tensor.name} ({', '.join(map(str, tensor.shape))})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,183 @@
+"""A bundle's ``manifest.json`` as frozen dataclasses.
+
+    manifest = read_manifest(Path("bundles/sonic-base"))
+    manifest.submodels["unet"].inputs[0].shape     # ("batch", "frames", 8, "height", "width")
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sonic.constants import Constants
+from sonic.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SUBMODEL_NAMES = (
+    "audio_encoder",
+    "audio2token",
+    "audio2bucket",
+    "image_encoder",
+    "vae_encoder",
+    "vae_decoder",
+    "unet",
+    "frame_interpolator",
+    "face_detector",
+)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file, its path relative to the bundle (or, for a source, to the checkpoint)."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output; a dynamic axis has a name in place of a size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class SubmodelInfo:
+    """One network: its files (the first is the graph), interface, precision and ONNX opset."""
+
+    name: str
+    precision: str
+    opset: int
+    files: tuple[FileInfo, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime knows about a bundle."""
+
+    name: str
+    engine: str
+    license: str
+    producer: dict[str, str]
+    sources: tuple[FileInfo, ...]
+    submodels: dict[str, SubmodelInfo]
+    assets: dict[str, FileInfo]
+    constants: Constants
+    parity: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """Every file of the bundle except the manifest itself."""
+        graphs = (file for submodel in self.submodels.values() for file in submodel.files)
+        return (*graphs, *self.assets.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary that ``manifest.json`` holds."""
+        submodels = [asdict(s) | {"bytes": s.bytes} for s in self.submodels.values()]
+        return {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "engine": self.engine,
+            "license": self.license,
+            "producer": self.producer,
+            "sources": [asdict(source) for source in self.sources],
+            "submodels": submodels,
+            "assets": {name: asdict(file) for name, file in self.assets.items()},
+            "constants": self.constants.to_json(),
+            "parity": self.parity,
+        }
+
+    @classmethod
+    def from_json(cls, values: Any, source: str) -> Manifest:
+        """Read the dictionary written by :meth:`to_json`; `source` is named in errors.
+
+        Raises:
+            BundleError: another schema version, or a missing or malformed entry.
+        """
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{source}: schema version is {version!r}, but this runtime reads {SCHEMA_VERSION}; "
+                "convert the checkpoint again, or install the runtime that made the bundle"
+            )
+        try:
+            submodels = {item["name"]: _submodel(item) for item in values["submodels"]}
+            manifest = cls(
+                name=str(values["name"]),
+                engine=str(values["engine"]),
+                license=str(values["license"]),
+                producer=dict(values["producer"]),
+                sources=tuple(_file(item) for item in values["sources"]),
+                submodels=submodels,
+                assets={name: _file(item) for name, item in values["assets"].items()},
+                constants=Constants.from_json(values["constants"], source),
+                parity=dict(values["parity"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{source}: the entry {error} is missing or malformed; convert the checkpoint again"
+            ) from error
+        missing = [name for name in SUBMODEL_NAMES if name not in submodels]
+        if missing:
+            raise BundleError(
+                f"{source}: submodels {missing} are missing; convert the whole checkpoint again"
+            )
+        return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read ``manifest.json`` of a bundle directory.
+
+    Raises:
+        BundleError: it is missing, not JSON, or does not describe a bundle.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(
+            f"{directory} holds no {MANIFEST_NAME}, so it is no bundle; make one with "
+            "'sonic-convert convert CHECKPOINT BUNDLE'"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be read ({error}); copy or convert the bundle again"
+        ) from error
+    return Manifest.from_json(values, str(path))
+
+
+def _file(item: dict[str, Any]) -> FileInfo:
+    path = str(item["path"])
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise TypeError(f"path {path!r}")
+    return FileInfo(path, int(item["bytes"]), str(item["sha256"]))
+
+
+def _tensor(item: dict[str, Any]) -> TensorInfo:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in item["shape"])
+    return TensorInfo(str(item["name"]), str(item["dtype"]), shape)
+
+
+def _submodel(item: dict[str, Any]) -> SubmodelInfo:
+    return SubmodelInfo(
+        name=str(item["name"]),
+        precision=str(item["precision"]),
+        opset=int(item["opset"]),
+        files=tuple(_file(file) for file in item["files"]),
+        inputs=tuple(_tensor(tensor) for tensor in item["inputs"]),
+        outputs=tuple(_tensor(tensor) for tensor in item["outputs"]),
+    )

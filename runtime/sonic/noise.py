@@ -1,0 +1,50 @@
+"""The initial noise of a clip: drawn from a seed, or read from a file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from sonic.errors import InputError
+
+
+def draw_noise(seed: int, frames: int, channels: int, height: int, width: int) -> np.ndarray:
+    """Standard normal noise (frames, channels, height, width) float32; the same seed, the same noise.
+
+    Drawn frame after frame from NumPy's PCG64, so that a longer clip starts with a shorter one's noise.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return generator.standard_normal((frames, channels, height, width), np.float32)
+
+
+def load_noise(path: str | os.PathLike[str]) -> np.ndarray:
+    """One array from a ``.npy`` file; its shape and dtype are checked against the clip later.
+
+    Raises:
+        InputError: the file does not exist or holds no single array of numbers.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a .npy file of float32 noise") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no .npy file of numbers ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays; give a .npy file with one")
+    return array
+
+
+def check_noise(array: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
+    """Make sure that an initial noise fits a clip.
+
+    Raises:
+        InputError: another shape or dtype than float32 `shape`, or values that are not finite.
+    """
+    if array.shape != shape or array.dtype != np.float32:
+        raise InputError(
+            f"{name} is {array.dtype} {array.shape}, but this clip needs float32 {shape} "
+            "(frames, channels, height / 8, width / 8)"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds values that are not finite; draw it from a normal distribution")

@@ -1,0 +1,214 @@
+"""An append-only array of rows that moves to disk when it becomes long."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from sonic.errors import InputError, OutputError
+
+DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**20
+
+
+class ArraySpool:
+    """Rows of one shape and dtype, kept in memory up to a limit and in a temporary file beyond it.
+
+    The file has no name (it is unlinked as soon as it is open), so nothing is left behind however
+    the process ends, and it is read and written without a memory map, so its rows do not count
+    towards the process's memory. Every read returns a copy. Reads and appends move one file
+    position: share a spool between threads only under a lock.
+
+    Args:
+        row_shape: shape of one row, for example (height, width, 3).
+        dtype: dtype of the rows.
+        memory_limit_bytes: how much is held in memory before all rows move to the file.
+        directory: folder of the temporary file; the system's temporary folder by default.
+    """
+
+    def __init__(
+        self,
+        row_shape: tuple[int, ...],
+        dtype: DTypeLike,
+        memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+        directory: str | Path | None = None,
+    ) -> None:
+        self._memory: bytearray | None = bytearray()
+        self._file: IO[bytes] | None = None
+        self._row_shape = tuple(int(size) for size in row_shape)
+        self._dtype = np.dtype(dtype)
+        if self._dtype.hasobject or min(self._row_shape, default=1) < 0:
+            raise InputError(
+                f"a row of shape {self._row_shape} and dtype {self._dtype} cannot be stored; "
+                "give sizes of 0 or more and a numeric dtype"
+            )
+        self._row_bytes = prod(self._row_shape) * self._dtype.itemsize
+        self._memory_limit_bytes = memory_limit_bytes
+        self._directory = Path(tempfile.gettempdir() if directory is None else directory)
+        self._rows = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, *row_shape)."""
+        return (self._rows, *self._row_shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the rows."""
+        return self._dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, the rows' own one included."""
+        return len(self.shape)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the rows have moved to the temporary file."""
+        return self._file is not None
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Add rows (n, *row_shape) of the spool's dtype; after an error the spool is unchanged.
+
+        Raises:
+            InputError: the rows have another shape or a dtype that would lose information.
+            OutputError: the temporary file cannot be created or its disk is full.
+        """
+        rows = np.asarray(rows)
+        if rows.shape[1:] != self._row_shape or rows.ndim != self.ndim:
+            raise InputError(f"rows of shape {rows.shape} should be (n, *{self._row_shape})")
+        if not np.can_cast(rows.dtype, self._dtype, "same_kind"):
+            raise InputError(f"rows of dtype {rows.dtype} should be {self._dtype}")
+        values = np.ascontiguousarray(rows, dtype=self._dtype).reshape(-1).view(np.uint8)
+        size = self._rows * self._row_bytes
+        if self._memory is None and self._file is None:
+            raise ValueError("the spool is closed")
+        if self._memory is not None and size + values.nbytes <= self._memory_limit_bytes:
+            self._memory += values.data
+        else:
+            try:
+                self._append_to_file(values, size)
+            except OSError as error:
+                raise OutputError(
+                    f"{self._directory}: temporary data cannot be stored here "
+                    f"({error.strerror or error}); free some space or choose another folder"
+                ) from error
+        self._rows += len(rows)
+
+    def _append_to_file(self, values: NDArray[np.uint8], offset: int) -> None:
+        if self._file is not None:
+            _write_all(self._file, offset, memoryview(values.data))
+            return
+        assert self._memory is not None
+        # Unbuffered: an error then shows in the append that met it, and not in a later flush.
+        file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+        try:
+            with memoryview(self._memory) as stored:
+                _write_all(file, 0, stored)
+            _write_all(file, offset, memoryview(values.data))
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._memory = file, None
+
+    def _read(self, first: int, rows: NDArray[Any]) -> None:
+        """Fill `rows` (n, *row_shape), contiguous, with the rows from `first` on."""
+        target = rows.reshape(-1).view(np.uint8)
+        offset = first * self._row_bytes
+        if self._memory is None and self._file is None:
+            raise ValueError("the spool is closed")
+        if not target.size:
+            return
+        if self._memory is not None:
+            target[:] = np.frombuffer(self._memory, np.uint8, target.size, offset)
+            return
+        assert self._file is not None
+        self._file.seek(offset)
+        view = memoryview(target.data)
+        while view:
+            count = self._file.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise OutputError(f"{self._directory}: temporary data was cut short")
+            view = view[count:]
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Rows as a new array, by an integer, a slice, or an array of integers or booleans."""
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            return self._row(int(key))
+        if isinstance(key, slice):
+            wanted = range(self._rows)[key]
+            if wanted.step != 1:
+                return self._gather(np.asarray(wanted, np.intp))
+            rows = np.empty((len(wanted), *self._row_shape), self._dtype)
+            self._read(wanted.start, rows)
+            return rows
+        if isinstance(key, tuple) or key is None or key is Ellipsis:
+            raise TypeError("index rows by an integer, a slice or one array, or use numpy.asarray")
+        indices = np.asarray(key)
+        if indices.dtype == bool:
+            if indices.shape != (self._rows,):
+                raise IndexError(f"{indices.shape} booleans should be one for each row")
+            indices = np.flatnonzero(indices)
+        elif indices.size == 0:
+            indices = indices.astype(np.intp)
+        elif not np.issubdtype(indices.dtype, np.integer):
+            raise TypeError(f"row indices should be integers, and are {indices.dtype}")
+        return self._gather(indices)
+
+    def _row(self, index: int) -> NDArray[Any]:
+        try:
+            index = range(self._rows)[index]
+        except IndexError:
+            raise IndexError(f"row {index} is not among the {self._rows} rows") from None
+        row = np.empty(self._row_shape, self._dtype)
+        self._read(index, row)
+        return row
+
+    def _gather(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        rows = np.empty((indices.size, *self._row_shape), self._dtype)
+        for position, index in enumerate(indices.reshape(-1)):
+            rows[position] = self._row(int(index))
+        return rows.reshape(*indices.shape, *self._row_shape)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        index = 0
+        while index < self._rows:
+            yield self._row(index)
+            index += 1
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("the rows of a spool can only be read as a copy")
+        rows = self[:]
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def close(self) -> None:
+        """Drop all rows and give back the memory and the temporary file."""
+        self._memory = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> ArraySpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+
+def _write_all(file: IO[bytes], offset: int, data: memoryview) -> None:
+    file.seek(offset)
+    while data:
+        data = data[file.write(data) :]

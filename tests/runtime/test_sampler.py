@@ -1,0 +1,139 @@
+"""Schedule, ring windows and padding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sonic.conditioning import SlidingWindows
+from sonic.constants import SamplerConstants
+from sonic.errors import BundleError
+from sonic.frames import hold_last, interpolate, quantize
+from sonic.noise import draw_noise
+from sonic.sampler import ClipCondition, denoise, window_indices
+from sonic.schedule import euler_step, input_scale, karras_sigmas, model_timestep
+
+CONSTANTS = SamplerConstants()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25, 50])
+def test_schedule_is_diffusers(steps: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    scheduler = diffusers.EulerDiscreteScheduler(
+        prediction_type="v_prediction", timestep_type="continuous", use_karras_sigmas=True,
+        sigma_min=0.002, sigma_max=700.0, timestep_spacing="leading", steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    sigmas = karras_sigmas(steps, CONSTANTS)
+    np.testing.assert_allclose(sigmas, scheduler.sigmas.numpy(), rtol=1e-6)
+    times = [model_timestep(float(s))[0] for s in sigmas[:-1]]
+    np.testing.assert_allclose(times, scheduler.timesteps.numpy(), rtol=1e-5, atol=1e-6)
+    generator = np.random.default_rng(0)
+    latents, prediction = generator.standard_normal((2, 3, 4)).astype(np.float32)
+    for index, timestep in enumerate(scheduler.timesteps):
+        scheduler._step_index = None
+        expected_input = scheduler.scale_model_input(torch.from_numpy(latents), timestep).numpy()
+        scaled = latents * np.float32(input_scale(float(sigmas[index])))
+        np.testing.assert_allclose(scaled, expected_input, rtol=1e-5)
+        expected = scheduler.step(torch.from_numpy(prediction), timestep, torch.from_numpy(latents))
+        found = euler_step(latents, prediction, float(sigmas[index]), float(sigmas[index + 1]))
+        np.testing.assert_allclose(found, expected.prev_sample.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 200), st.integers(0, 60))
+def test_windows_cover_the_ring(frames: int, step: int) -> None:
+    windows = window_indices(frames, step, CONSTANTS)
+    assert len(windows) == -(-frames // 25)
+    assert all(len(window) == 25 for window in windows)
+    assert set(np.concatenate(windows)) == set(range(frames))
+    assert windows[0][0] == (-7 * step) % frames
+
+
+class LinearUNet:
+    """Answers with a tenth of its noisy input."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
+        return {"prediction": inputs["sample"][:, :, :4] * np.float32(0.1)}
+
+    def __enter__(self) -> LinearUNet:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+class BrokenUNet(LinearUNet):
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
+        return {"prediction": inputs["sample"][:, :, :4] * np.float32(np.nan)}
+
+
+def condition(frames: int) -> ClipCondition:
+    return ClipCondition(
+        np.zeros((4, 2, 2), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros((frames, 2, 3), np.float32),
+        np.zeros((2, 3), np.float32),
+        np.zeros((frames, 2), np.float32),
+        [np.ones((1, 1, 2, 2), np.float32)],
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 70))
+def test_a_frame_does_not_depend_on_its_windows(frames: int) -> None:
+    # A UNet that treats frames alike gives every frame the same path, however often it is covered.
+    noise = np.ones((frames, 4, 2, 2), np.float32)
+    latents = denoise(noise, condition(frames), LinearUNet(), 3, CONSTANTS)
+    np.testing.assert_allclose(latents, np.broadcast_to(latents[:1], latents.shape), rtol=1e-5)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(BundleError, match="not finite at step 1 of 2"):
+        denoise(np.ones((3, 4, 2, 2), np.float32), condition(3), BrokenUNet(), 2, CONSTANTS)
+
+
+def test_noise_starts_alike_for_longer_clips() -> None:
+    short, long = draw_noise(5, 3, 4, 2, 2), draw_noise(5, 9, 4, 2, 2)
+    np.testing.assert_array_equal(short, long[:3])
+    assert not np.array_equal(short, draw_noise(6, 3, 4, 2, 2))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 5))
+def test_sliding_windows_equal_slices(pieces: list[int], window: int, stride: int) -> None:
+    total = sum(pieces)
+    padding = (3, window)
+    count = (total + stride - 1) // stride
+    states = np.arange(total, dtype=np.float32)[:, None] + 1
+    padded = np.concatenate([np.zeros((3, 1)), states, np.zeros((window, 1))])
+    windows = SlidingWindows(padding, window, stride, count)
+    found = [windows.push(part) for part in np.split(states, np.cumsum(pieces)[:-1])]
+    found.append(windows.finish())
+    expected = [padded[i * stride : i * stride + window] for i in range(count)]
+    np.testing.assert_array_equal(np.concatenate(found), np.stack(expected))
+
+
+@given(st.integers(1, 9), st.integers(1, 30))
+def test_hold_last_gives_the_count(frames: int, count: int) -> None:
+    shown = list(hold_last(iter(range(frames)), count))  # type: ignore[arg-type]
+    assert shown == [min(i, frames - 1) for i in range(count)]
+
+
+def test_interpolation_puts_one_frame_between_two() -> None:
+    class Mean(LinearUNet):
+        def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
+            return {"middle": (inputs["frame_0"] + inputs["frame_1"]) / 2}
+
+    frames = [np.full((3, 2, 2), value, np.float32) for value in (0.0, 0.5, 1.0)]
+    values = [frame.flat[0] for frame in interpolate(frames, Mean())]
+    assert values == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_quantize_truncates() -> None:
+    frame = np.array([0.0, 0.999, 1.0], np.float32).reshape(3, 1, 1)
+    np.testing.assert_array_equal(quantize(frame), [[[0, 254, 255]]])

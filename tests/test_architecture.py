@@ -1,0 +1,70 @@
+"""Arrows point one way: convert -> calibration -> runtime; and the runtime works alone."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "runtime/sonic": {"sonic", "av", "click", "numpy", "onnxruntime", "PIL", "rich", "soxr"},
+    "calibration/sonic_calibration": {"sonic_calibration", "sonic", "numpy"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert imported(path) <= PACKAGES[package], path
+
+
+def test_no_module_is_too_long() -> None:
+    for folder in ("runtime", "calibration", "convert"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_runtime_alone_generates(small, portrait: Path, short_wav: Path, tmp_path: Path) -> None:
+    """`pip install ./runtime` in an empty environment gives a working runtime without PyTorch."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    python = str(environment / "bin/python")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    source = tmp_path / "runtime"
+    subprocess.run(["cp", "-r", str(ROOT / "runtime"), str(source)], check=True)
+    install = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", str(source)], capture_output=True, text=True, env=clean
+    )
+    assert install.returncode == 0, install.stderr
+    script = f"""
+import sys, sonic
+video = sonic.load_model({str(small.bundle)!r}).generate(
+    {str(portrait)!r}, {str(short_wav)!r}, inference_steps=1, min_resolution=64)
+sonic.save_video(video, {str(tmp_path / "video.mp4")!r})
+heavy = {{"torch", "onnx", "transformers", "diffusers", "librosa", "cv2", "sonic_convert"}}
+print(sorted(heavy & set(sys.modules)), len(video))
+import importlib.util
+print([name for name in sorted(heavy) if importlib.util.find_spec(name)])
+"""
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=clean)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[] 18", "[]"]
+    command = subprocess.run(
+        [str(environment / "bin/sonic"), "info", str(small.bundle)], capture_output=True, text=True, env=clean
+    )
+    assert command.returncode == 0 and "unet" in command.stdout
