@@ -178,6 +178,16 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_no_encoding_depends_on_what_the_memory_held_before(tmp_path: Path) -> None:
+    video = Video(picture_frames(20, 128, 192), 25)
+    encoded = set()
+    for attempt in range(12):
+        _ = [np.full(1000 * size, attempt + size, np.uint8) for size in range(1, 200)]
+        save_video(video, tmp_path / "a.mp4")
+        encoded.add((tmp_path / "a.mp4").read_bytes())
+    assert len(encoded) == 1
+
+
 def test_the_index_comes_first(tmp_path: Path) -> None:
     save_video(Video(picture_frames(), 25, tone(1)), tmp_path / "a.mp4")
     content = (tmp_path / "a.mp4").read_bytes()
