@@ -1,0 +1,1 @@
+"""Trains sonic-tiny, a small talking-head model, on data made on the spot."""

@@ -1,0 +1,183 @@
+"""Clips of drawn people who speak: what the denoiser learns from."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sonic.constants import Constants
+from sonic.portrait import prepare_portrait
+from sonic_convert.face_drawing import Look, Pose
+from sonic_training import mouth
+from sonic_training.actors import (
+    EXPRESSION_BUCKET_OF_NORMAL_SPEECH,
+    MOTION_BUCKET_OF_FULL_MOTION,
+    Framing,
+    draw_poses,
+    head_motion,
+    random_framing,
+    random_look,
+)
+from sonic_training.speech import Corpus, SpeechClip
+
+FRAME_RATE_HZ = Constants().video.generated_frame_rate_hz
+_MIDDLE_GAIN_DB = -5.5  # of the corpus' -14..3
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Sizes of the drawn clips."""
+
+    frames: int = 38
+    size_pixels: int = 128
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One drawn clip and what the model is told about it.
+
+    Attributes:
+        frames: uint8 (frames, size, size, 3).
+        portrait: uint8 (size, size, 3), the picture that the model is given.
+        reference: float32 (3, size, size), -1..1, the same as the VAE gets it.
+        image_encoder_input: float32 (3, 224, 224).
+        face_mask: float32 (size, size), 0..1.
+        heard: float32 (samples,), 16 kHz.
+        buckets: float32 (2,), translation and expression.
+        opening: float32 (frames,), of the drawn mouth.
+        mouth_box: float32 (4,), x1 y1 x2 y2 in pixels, of the mouth and the chin.
+    """
+
+    frames: NDArray[np.uint8]
+    portrait: NDArray[np.uint8]
+    reference: NDArray[np.float32]
+    image_encoder_input: NDArray[np.float32]
+    face_mask: NDArray[np.float32]
+    heard: NDArray[np.float32]
+    buckets: NDArray[np.float32]
+    opening: NDArray[np.float32]
+    mouth_box: NDArray[np.float32]
+
+
+def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptions) -> Clip:
+    """Choose a person, a recording and a way to move, and draw it all."""
+    look, framing = random_look(generator), random_framing(generator, options.size_pixels)
+    speech = corpus.clip(generator, options.frames / FRAME_RATE_HZ)
+    amount, amplitude = _liveliness(generator, speech)
+    poses = head_motion(generator, options.frames, FRAME_RATE_HZ, amount)
+    opening = amplitude * mouth.opening(speech.clean, options.frames, FRAME_RATE_HZ)
+    spread = mouth.spread(speech.clean, options.frames, FRAME_RATE_HZ)
+    poses = [
+        replace(pose, mouth_opening=float(o), mouth_spread=float(s))
+        for pose, o, s in zip(poses, opening, spread, strict=True)
+    ]
+    frames = draw_poses(look, poses, framing)
+    portrait = draw_poses(look, [_portrait_pose(generator, poses)], framing)[0]
+    box = _noisy_box(generator, framing)
+    prepared = prepare_portrait(
+        Image.fromarray(portrait), box, options.size_pixels, Constants().portrait
+    )
+    return Clip(
+        frames=frames,
+        portrait=portrait,
+        reference=prepared.reference[0],
+        image_encoder_input=prepared.image_encoder_input[0],
+        face_mask=prepared.face_mask.reshape(options.size_pixels, options.size_pixels),
+        heard=speech.heard,
+        buckets=np.array(
+            [amount * MOTION_BUCKET_OF_FULL_MOTION, amplitude * EXPRESSION_BUCKET_OF_NORMAL_SPEECH],
+            np.float32,
+        ),
+        opening=opening.astype(np.float32),
+        mouth_box=np.array(_mouth_box(framing), np.float32),
+    )
+
+
+def _liveliness(generator: np.random.Generator, speech: SpeechClip) -> tuple[float, float]:
+    """Head motion 0..1 and mouth amplitude 0.3..1.4: people who speak louder move more."""
+    louder = (speech.gain_db - _MIDDLE_GAIN_DB) / 10
+    amount = np.clip(0.45 + 0.15 * louder + generator.normal(0, 0.25), 0.02, 1.2)
+    amplitude = np.clip(0.9 + 0.2 * louder + generator.normal(0, 0.25), 0.25, 1.5)
+    return float(amount), float(amplitude)
+
+
+def _portrait_pose(generator: np.random.Generator, poses: list[Pose]) -> Pose:
+    """Mostly a closed mouth and open eyes, as on portraits; sometimes a frame of the clip."""
+    if generator.random() < 0.15:
+        return poses[int(generator.integers(len(poses)))]
+    still = poses[0] if generator.random() < 0.5 else Pose()
+    return replace(still, mouth_opening=0.0, blink=0.0, mouth_spread=float(generator.uniform(-0.2, 0.4)))
+
+
+def _noisy_box(generator: np.random.Generator, framing: Framing) -> tuple[float, float, float, float]:
+    """The face box as a detector would find it."""
+    x1, y1, x2, y2 = framing.face_box
+    wide, tall = x2 - x1, y2 - y1
+    noise = generator.normal(0, 0.02, 4)
+    limit = framing.size_pixels
+    return (
+        max(x1 + noise[0] * wide, 0.0),
+        max(y1 + noise[1] * tall, 0.0),
+        min(x2 + noise[2] * wide, limit),
+        min(y2 + noise[3] * tall, limit),
+    )
+
+
+def _mouth_box(framing: Framing) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = framing.face_box
+    wide, tall = x2 - x1, y2 - y1
+    return x1 + 0.22 * wide, y1 + 0.64 * tall, x2 - 0.22 * wide, y2 + 0.06 * tall
+
+
+def look_targets(look: Look, framing: Framing) -> NDArray[np.float32]:
+    """What the image encoder learns to read from a portrait, about -1..1 each."""
+    colors = [*look.skin, *look.hair, *look.clothes, *look.background[0], *look.eyes]
+    place = [framing.centre[0], framing.centre[1], framing.face_width_pixels]
+    style = [float(look.hair_style == name) for name in ("short", "long", "bun", "bald")]
+    return np.array(
+        [
+            *(color / 127.5 - 1 for color in colors),
+            *(4 * (value / framing.size_pixels - 0.5) for value in place),
+            *style,
+            look.beard,
+            float(look.glasses),
+        ],
+        np.float32,
+    )
+
+
+def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
+    """Draw clips `start` to `start + count` of a seed into one file, unless it is there."""
+    folder, corpus_folder, seed, start, count, options = task
+    path = Path(folder) / f"clips-{seed}-{start:05d}.npz"
+    if path.exists():
+        return str(path)
+    corpus = Corpus(Path(corpus_folder))
+    clips = [
+        draw_clip(np.random.default_rng([seed, 7, start + index]), corpus, options) for index in range(count)
+    ]
+    arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in Clip.__dataclass_fields__}
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)
+    return str(path)
+
+
+def draw_clips(
+    folder: Path, corpus_folder: Path, seed: int, count: int, options: ClipOptions, shard: int = 20
+) -> list[Path]:
+    """Draw `count` clips in as many processes as there are cores; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [
+        (str(folder), str(corpus_folder), seed, start, min(shard, count - start), options)
+        for start in range(0, count, shard)
+    ]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [Path(path) for path in pool.map(draw_shard, tasks)]

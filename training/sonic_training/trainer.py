@@ -1,0 +1,127 @@
+"""The one training loop: AdamW, cosine schedule, averaged weights, checkpoints to go on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How one part is trained; `steps` optimizer steps in all."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 3e-5
+    warm_up_steps: int = 100
+    weight_decay: float = 1e-3
+    gradient_clip: float = 1.0
+    average_decay: float = 0.998  # of the exponential moving average that is kept as the result
+    save_every_steps: int = 200
+    bfloat16: bool = True
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss: Callable[[int], dict[str, Tensor]],
+    folder: Path,
+    options: TrainingOptions,
+) -> nn.Module:
+    """Train `module` and leave it with the averaged weights of the last step.
+
+    A run that is stopped goes on from its last saved step; a finished one only loads its result.
+    Everything random in `loss` should come from generators seeded by the step, so that the data do
+    not depend on where a run was interrupted.
+
+    Args:
+        name: of the files `<name>.state.pt`, `<name>.log.jsonl` in `folder`.
+        module: what is trained, in place, on the CPU or where its parameters are.
+        loss: called with the step; its "loss" is minimised, all values are logged.
+        folder: where the state is kept.
+        options: the schedule.
+
+    Returns:
+        `module`, in evaluation mode.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path, log_path = folder / f"{name}.state.pt", folder / f"{name}.log.jsonl"
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        _groups(module, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.99)
+    )
+    average = [p.detach().clone() for p in parameters]
+    first = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True, map_location=parameters[0].device)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, first = state["average"], state["step"]
+    module.train()
+    device_type = parameters[0].device.type
+    sums: dict[str, float] = {}
+    counted, started = 0, time.monotonic()
+    for step in range(first, options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, options)
+        with torch.autocast(device_type, torch.bfloat16, enabled=options.bfloat16):
+            values = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        values["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
+        optimizer.step()
+        decay = min(options.average_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        counted += 1
+        for key, value in values.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach())
+        if (step + 1) % options.save_every_steps == 0 or step + 1 == options.steps:
+            means = {key: round(value / counted, 6) for key, value in sums.items()}
+            seconds = round((time.monotonic() - started) / counted, 3)
+            with open(log_path, "a") as log:
+                log.write(json.dumps({"step": step + 1, **means, "seconds_a_step": seconds}) + "\n")
+            print(f"{name}: step {step + 1} of {options.steps}, {means}, {seconds} s a step", flush=True)
+            save_atomically(
+                {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
+                 "average": average, "step": step + 1},
+                state_path,
+            )  # fmt: skip
+            sums, counted, started = {}, 0, time.monotonic()
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, average)
+    return module.eval()
+
+
+def learning_rate(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up, then a half cosine down to the final rate (Loshchilov and Hutter, 2017)."""
+    if step < options.warm_up_steps:
+        return options.learning_rate * (step + 1) / options.warm_up_steps
+    done = (step - options.warm_up_steps) / max(options.steps - options.warm_up_steps, 1)
+    span = options.learning_rate - options.final_learning_rate
+    return options.final_learning_rate + 0.5 * span * (1 + math.cos(math.pi * done))
+
+
+def save_atomically(values: object, path: Path) -> None:
+    """`torch.save`, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    torch.save(values, temporary)
+    os.replace(temporary, path)
+
+
+def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, object]]:
+    """Norms and biases are not decayed."""
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    other = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": other, "weight_decay": 0.0},
+    ]
