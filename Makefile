@@ -13,7 +13,7 @@ AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity test test-aarch64 lint bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 lint bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,9 @@ convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=fp32]: convert a
 parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTorch
 	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)
 
+train-tiny: $(READY) ## train sonic-tiny from nothing (a night on two cores; goes on where it stopped)
+	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
+
 test: $(READY) ## run the fast tests
 	$(BIN)/python -m pytest -m 'not slow and not aarch64'
 
@@ -53,7 +56,7 @@ test-aarch64: $(READY) ## run the tests that need qemu
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert
+	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert training/sonic_training
 
 bench: $(READY) ## compare the bundle's time with PyTorch's, side by side
 	$(BIN)/python -m sonic_convert.bench $(CHECKPOINT) $(BUNDLE)

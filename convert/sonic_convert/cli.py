@@ -160,6 +160,47 @@ def parity(
         sys.exit(1)
 
 
+@main.command()
+@click.argument("video", type=PATH)
+@click.option("--bundle", help="A bundle's name or path, whose face detector finds the face.")
+@click.option("--face-box", help="x1,y1,x2,y2 of the face in pixels, in place of a bundle.")
+@click.option("--portrait", type=PATH, help="The picture that the face is held against.")
+@click.option("--reference", type=PATH, help="Another video of the same size and length, to compare with.")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+@click.option("--sheet", type=PATH, help="Write a contact sheet to this PNG.")
+def quality(
+    video: Path,
+    bundle: str | None,
+    face_box: str | None,
+    portrait: Path | None,
+    reference: Path | None,
+    report_path: Path | None,
+    sheet: Path | None,
+) -> None:
+    """Measure the quality of VIDEO: lip sync, likeness, sharpness, flicker."""
+    with user_errors():
+        from sonic_calibration.contact_sheet import write_contact_sheet
+        from sonic_calibration.quality_report import judge, quality_table, write_quality
+        from sonic_calibration.video_file import read_video
+        from sonic_convert import video_face
+
+        box = video_face.parse_box(face_box, bundle)
+        progress = ConsoleProgress()
+        opened = read_video(video)
+        if box is None:
+            assert bundle is not None
+            box = video_face.find_face(opened, bundle, str(video))
+        _, height, width, _ = opened.shape
+        picture = None if portrait is None else video_face.portrait_of_size(portrait, width, height)
+        other = None if reference is None else read_video(reference)
+        report = judge(opened, box, picture, other, progress=progress)
+        Console().print(quality_table(report, f"quality of {video.name}"))
+        if report_path is not None:
+            write_quality(report_path, report)
+        if sheet is not None:
+            write_contact_sheet(sheet, opened, box, title=video.name)
+
+
 def _generation(options: dict[str, Any]) -> GenerationOptions:
     return GenerationOptions(
         duration_seconds=options["duration"],

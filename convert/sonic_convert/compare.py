@@ -1,13 +1,10 @@
-"""How far two arrays or two videos are apart."""
+"""How far two arrays are apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.metrics import structural_similarity
-
-PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, so that means and JSON stay finite
 
 
 @dataclass(frozen=True)
@@ -29,37 +26,3 @@ def compare(array: np.ndarray, reference: np.ndarray) -> Difference:
     relative = gap / norm_r if norm_r else (0.0 if gap == 0 else np.inf)
     cosine = float(a @ r / (norm_a * norm_r)) if norm_a and norm_r else float(gap == 0)
     return Difference(float(np.abs(a - r).max(initial=0.0)), float(relative), cosine)
-
-
-@dataclass(frozen=True)
-class VideoDifference:
-    """PSNR (dB, of the whole video and of its worst frame) and mean SSIM of two uint8 videos."""
-
-    psnr_db: float
-    ssim: float
-    worst_frame: int
-    worst_psnr_db: float
-
-
-def compare_videos(frames: np.ndarray, reference: np.ndarray) -> VideoDifference:
-    """Compare (frames, H, W, 3) uint8 videos frame by frame, so that both may be memory maps."""
-    if frames.shape != reference.shape:
-        raise ValueError(f"videos of shapes {frames.shape} and {reference.shape} differ")
-    errors, similarities = [], []
-    for frame, expected in zip(frames, reference, strict=True):
-        errors.append(float(np.mean((frame.astype(np.float64) - expected) ** 2)))
-        similarities.append(structural_similarity(frame, expected, channel_axis=2))
-    worst = int(np.argmax(errors))
-    return VideoDifference(
-        psnr_db(float(np.mean(errors))),
-        float(np.mean(similarities)),
-        worst,
-        psnr_db(errors[worst]),
-    )
-
-
-def psnr_db(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio of 8-bit values; equal pictures give `PSNR_OF_EQUAL_DB`."""
-    if mean_squared_error <= 0:
-        return PSNR_OF_EQUAL_DB
-    return min(PSNR_OF_EQUAL_DB, float(10 * np.log10(255.0**2 / mean_squared_error)))

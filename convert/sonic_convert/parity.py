@@ -24,9 +24,10 @@ from sonic.model import SonicModel, load_model
 from sonic.noise import load_noise
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
+from sonic_calibration.picture_quality import VideoDifference, compare_videos
 from sonic_calibration.recorder import Recorder
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.compare import Difference, VideoDifference, compare, compare_videos
+from sonic_convert.compare import Difference, compare
 from sonic_convert.conversion import write_manifest
 from sonic_convert.reference import ReferenceResult, TorchReference
 from sonic_convert.submodels import SUBMODELS

@@ -11,7 +11,8 @@ class SynthDimensions:
     """Every width, depth and count of one synthesized checkpoint.
 
     UNet and VAE channels have to be multiples of 32, the number of groups that diffusers fixes in
-    their normalisations; `unet_heads` divide the `unet_channels` of their level.
+    their normalisations (`unet_groups` and `vae_groups` are set afterwards); `unet_heads` divide the
+    `unet_channels` of their level.
     """
 
     name: str
@@ -37,6 +38,8 @@ class SynthDimensions:
     whisper_text_positions: int
     interpolator_channels: int
     default_resolution_pixels: int
+    unet_groups: int = 32
+    vae_groups: int = 32
 
     def unet_config(self) -> dict[str, Any]:
         """`unet/config.json` as diffusers writes it."""
@@ -50,6 +53,7 @@ class SynthDimensions:
             + ["DownBlockSpatioTemporal"],
             "in_channels": 8,
             "layers_per_block": self.unet_layers,
+            **_groups(self.unet_groups),
             "num_attention_heads": list(self.unet_heads),
             "num_frames": 25,
             "out_channels": 4,
@@ -70,6 +74,7 @@ class SynthDimensions:
             "in_channels": 3,
             "latent_channels": 4,
             "layers_per_block": self.vae_layers,
+            **_groups(self.vae_groups),
             "out_channels": 3,
             "sample_size": 768,
             "scaling_factor": 0.18215,
@@ -130,6 +135,11 @@ class SynthDimensions:
             "use_cache": True,
             "vocab_size": self.whisper_vocabulary,
         }
+
+
+def _groups(count: int) -> dict[str, int]:
+    """An entry of this project's, which official files do not have."""
+    return {} if count == 32 else {"norm_num_groups": count}
 
 
 SCHEDULER_CONFIG: dict[str, Any] = {

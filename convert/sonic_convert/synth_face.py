@@ -231,10 +231,10 @@ def write_face_detector(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scripted = Path(folder) / path.name  # the name becomes the folder inside the archive
         torch.jit.save(torch.jit.script(SkinFaceDetector().eval()), str(scripted))
-        _copy_archive(scripted, path)
+        copy_archive(scripted, path)
 
 
-def _copy_archive(source: Path, target: Path) -> None:
+def copy_archive(source: Path, target: Path) -> None:
     """Compress the filters, which are mostly zeros, and leave the debugging records out.
 
     Those hold this module's path, and a checksum of it: other bytes on every machine.

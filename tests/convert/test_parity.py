@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -13,7 +12,6 @@ from PIL import Image
 from sonic.manifest import read_manifest
 from sonic.options import GenerationOptions
 from sonic_convert.cli import main
-from sonic_convert.compare import compare_videos
 from sonic_convert.parity import measure_parity
 from sonic_convert.submodels import SUBMODELS
 
@@ -81,13 +79,3 @@ def test_parity_with_another_checkpoint_fails(
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1, result.output
     assert "FAILED" in result.output
-
-
-def test_compare_videos_finds_the_worst_frame() -> None:
-    reference = np.zeros((3, 16, 16, 3), np.uint8)
-    frames = reference.copy()
-    frames[1] += 10
-    difference = compare_videos(frames, reference)
-    assert difference.worst_frame == 1
-    assert difference.worst_psnr_db == pytest.approx(10 * np.log10(255**2 / 100))
-    assert compare_videos(reference, reference).psnr_db == 100

@@ -162,8 +162,27 @@ def _batch(
         frames.append(cut.astype(np.float32) / 127.5 - 1)
         weights.append(np.repeat((weight[:, ::-1] if flip else weight)[None], FRAMES_A_CLIP, axis=0))
     x = torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2)
-    weight = torch.from_numpy(np.concatenate(weights))[:, None]
-    return x.contiguous(memory_format=torch.channels_last), weight
+    return x.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.concatenate(weights))[:, None]
+
+
+def set_latent_scale(
+    vae: AutoencoderKLTemporalDecoder, pictures: Pictures, latent_scale: float, count: int = 256
+) -> None:
+    """Fold a factor into the weights, so that latents times `latent_scale` have a deviation of 1.
+
+    What the VAE computes stays the same; the last convolution of the encoder grows by the factor by
+    which the first one of the decoder shrinks.
+    """
+    with torch.inference_mode():
+        frames = torch.from_numpy(pictures.frames[:count, 0].copy()).permute(0, 3, 1, 2).float()
+        latents = torch.cat([vae.encode(x / 127.5 - 1).latent_dist.mode() for x in frames.split(32)])
+    factor = 1 / (latent_scale * float(latents.std()))
+    with torch.no_grad():
+        half = latents.shape[1]
+        vae.quant_conv.weight[:half] *= factor
+        vae.quant_conv.bias[:half] *= factor
+        vae.quant_conv.bias[half:] += 2 * float(np.log(factor))
+        vae.decoder.conv_in.weight /= factor
 
 
 def reconstruct(vae: AutoencoderKLTemporalDecoder, frames: np.ndarray) -> np.ndarray:

@@ -32,10 +32,11 @@ _MIDDLE_GAIN_DB = -5.5  # of the corpus' -14..3
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Sizes of the drawn clips."""
+    """Sizes and rate of the drawn clips."""
 
     frames: int = 38
     size_pixels: int = 128
+    frame_rate_hz: float = FRAME_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Clip:
 def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptions) -> Clip:
     """Choose a person, a recording and a way to move, and draw it all."""
     look, framing = random_look(generator), random_framing(generator, options.size_pixels)
-    speech = corpus.clip(generator, options.frames / FRAME_RATE_HZ)
-    amount, amplitude = _liveliness(generator, speech)
-    poses = head_motion(generator, options.frames, FRAME_RATE_HZ, amount)
-    opening = amplitude * mouth.opening(speech.clean, options.frames, FRAME_RATE_HZ)
-    spread = mouth.spread(speech.clean, options.frames, FRAME_RATE_HZ)
+    speech = corpus.clip(generator, options.frames / options.frame_rate_hz)
+    amount, amplitude = random_liveliness(generator, speech)
+    poses = head_motion(generator, options.frames, options.frame_rate_hz, amount)
+    opening = amplitude * mouth.opening(speech.clean, options.frames, options.frame_rate_hz)
+    spread = mouth.spread(speech.clean, options.frames, options.frame_rate_hz)
     poses = [
         replace(pose, mouth_opening=float(o), mouth_spread=float(s))
         for pose, o, s in zip(poses, opening, spread, strict=True)
@@ -90,21 +91,25 @@ def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptio
         image_encoder_input=prepared.image_encoder_input[0],
         face_mask=prepared.face_mask.reshape(options.size_pixels, options.size_pixels),
         heard=speech.heard,
-        buckets=np.array(
-            [amount * MOTION_BUCKET_OF_FULL_MOTION, amplitude * EXPRESSION_BUCKET_OF_NORMAL_SPEECH],
-            np.float32,
-        ),
+        buckets=motion_buckets(amount, amplitude),
         opening=opening.astype(np.float32),
         mouth_box=np.array(_mouth_box(framing), np.float32),
     )
 
 
-def _liveliness(generator: np.random.Generator, speech: SpeechClip) -> tuple[float, float]:
+def random_liveliness(generator: np.random.Generator, speech: SpeechClip) -> tuple[float, float]:
     """Head motion 0..1 and mouth amplitude 0.3..1.4: people who speak louder move more."""
     louder = (speech.gain_db - _MIDDLE_GAIN_DB) / 10
     amount = np.clip(0.45 + 0.15 * louder + generator.normal(0, 0.25), 0.02, 1.2)
     amplitude = np.clip(0.9 + 0.2 * louder + generator.normal(0, 0.25), 0.25, 1.5)
     return float(amount), float(amplitude)
+
+
+def motion_buckets(amount: float, amplitude: float) -> NDArray[np.float32]:
+    """(2,): what the UNet is told of a head motion of 0..1 and a mouth amplitude of 0.3..1.4."""
+    return np.array(
+        [amount * MOTION_BUCKET_OF_FULL_MOTION, amplitude * EXPRESSION_BUCKET_OF_NORMAL_SPEECH], np.float32
+    )
 
 
 def _portrait_pose(generator: np.random.Generator, poses: list[Pose]) -> Pose:
@@ -165,7 +170,7 @@ def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
     arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in Clip.__dataclass_fields__}
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, path)
     return str(path)
 

@@ -6,9 +6,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def train(
             )  # fmt: skip
             sums, counted, started = {}, 0, time.monotonic()
     with torch.no_grad():
-        torch._foreach_copy_(parameters, average)
+        torch._foreach_copy_(list(parameters), average)  # type: ignore[arg-type]
     return module.eval()
 
 
@@ -117,7 +118,7 @@ def save_atomically(values: object, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, object]]:
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Norms and biases are not decayed."""
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     other = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]

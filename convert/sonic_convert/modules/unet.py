@@ -237,9 +237,12 @@ def walk(
     added_time_ids: Tensor,
     context: CrossAttentions,
 ) -> Tensor:
-    """The UNet's blocks from `sample` (batch, frames, 8, h, w) to v (batch, frames, 4, h, w)."""
+    """The UNet's blocks from `sample` (batch, frames, 8, h, w) to v (batch, frames, 4, h, w).
+
+    `timestep` is one for the batch, () or (1,), or, in training, one for each item, (batch,).
+    """
     batch, frames = sample.shape[:2]
-    emb = unet.time_embedding(unet.time_proj(timestep.reshape(1).expand(batch)).to(sample.dtype))
+    emb = unet.time_embedding(unet.time_proj(timestep.reshape(-1).expand(batch)).to(sample.dtype))
     added = unet.add_time_proj(added_time_ids.flatten()).reshape(batch, -1)
     emb = emb + unet.add_embedding(added.to(sample.dtype))
     # expand + flatten: repeat_interleave by a symbolic length does not export.

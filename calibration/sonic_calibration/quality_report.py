@@ -1,0 +1,220 @@
+"""All quality measures of one video, as numbers and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.errors import InputError, OutputError
+from sonic.progress import NoProgress, Progress
+from sonic.video import Video
+from sonic_calibration.identity import Identity, IdentityMeter
+from sonic_calibration.picture_quality import (
+    Box,
+    Flicker,
+    FlickerMeter,
+    Frame,
+    Sharpness,
+    SharpnessMeter,
+    VideoDifference,
+    check_frame,
+    compare_videos,
+    luma_of,
+)
+from sonic_calibration.quality import (
+    LipSync,
+    MouthOpeningMeter,
+    closed_in_silence,
+    lip_sync,
+    mouth_amplitude,
+    speech_opening,
+)
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What `judge` measured.
+
+    Attributes:
+        frames, height, width: of the video; pixels.
+        frame_rate_hz: frames a second.
+        face_box: (x1, y1, x2, y2) in pixels.
+        mouth_amplitude: how much the mouth moves (`mouth_amplitude`).
+        lip_sync: how well it follows the sound; None without sound.
+        closed_in_silence: how far open it is in silence; None without sound or silence.
+        sharpness, flicker: of the pictures.
+        identity: against the portrait; None without one.
+        difference: from the reference video; None without one.
+    """
+
+    frames: int
+    height: int
+    width: int
+    frame_rate_hz: float
+    face_box: Box
+    mouth_amplitude: float
+    lip_sync: LipSync | None
+    closed_in_silence: float | None
+    sharpness: Sharpness
+    flicker: Flicker
+    identity: Identity | None
+    difference: VideoDifference | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers for a file; what was not measured is None."""
+        return asdict(self) | {"face_box": list(self.face_box)}
+
+
+def judge(
+    video: Video,
+    face_box: Box,
+    portrait: Frame | None = None,
+    reference: Video | None = None,
+    window_borders: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> QualityReport:
+    """Measure the quality of a talking-head video, one frame at a time.
+
+    Args:
+        video: with its sound, where lip sync is to be measured.
+        face_box: (x1, y1, x2, y2) of the face in pixels of the video.
+        portrait: uint8 (height, width, 3) of the video's size, to hold the face against.
+        reference: a video of the same shape, to hold the whole against.
+        window_borders: the first frame of every denoising window but the first, where a strobe may show.
+        progress: shows the stages.
+
+    Raises:
+        InputError: a video without frames, a face box outside it, a portrait or reference of another
+            shape, or borders that are not frames of it.
+    """
+    frames, height, width, _ = video.shape
+    if not frames:
+        raise InputError("there are no frames to measure; give a video with at least one")
+    progress = progress or NoProgress()
+    mouth, sharp, unrest = MouthOpeningMeter(face_box), SharpnessMeter(portrait), FlickerMeter(face_box)
+    likeness = None
+    if portrait is not None:
+        if check_frame(portrait).shape != video.shape[1:]:
+            raise InputError(
+                f"a portrait of {portrait.shape[1]}x{portrait.shape[0]} pixels should have the video's "
+                f"{width}x{height}"
+            )
+        likeness = IdentityMeter(portrait, face_box)
+    difference = None
+    if reference is not None:
+        with progress.stage("comparing", 1) as advance:
+            difference = compare_videos(video, reference)
+            advance()
+    with progress.stage("measuring", frames) as advance:
+        for frame in video:
+            mouth.update(frame)
+            luma = luma_of(frame)
+            sharp.update(luma)
+            unrest.update(luma)
+            if likeness is not None:
+                likeness.update(frame)
+            advance()
+    measured = mouth.signal
+    sync = closed = None
+    if video.sound is not None:
+        driven = speech_opening(video.sound, frames, video.frame_rate_hz)
+        sync = lip_sync(measured, driven, video.frame_rate_hz)
+        closed = closed_in_silence(measured, driven)
+    return QualityReport(
+        frames=frames,
+        height=height,
+        width=width,
+        frame_rate_hz=video.frame_rate_hz,
+        face_box=(float(face_box[0]), float(face_box[1]), float(face_box[2]), float(face_box[3])),
+        mouth_amplitude=mouth_amplitude(measured),
+        lip_sync=sync,
+        closed_in_silence=closed,
+        sharpness=sharp.result,
+        flicker=unrest.result(window_borders),
+        identity=None if likeness is None else likeness.result,
+        difference=difference,
+    )
+
+
+def quality_table(report: QualityReport, title: str = "quality") -> Table:
+    """The report for a terminal of 80 columns: what, how much, and how to read it."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("meaning", style="dim")
+    for rows in _sections(report):
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    table.caption = (
+        f"{report.frames} frames of {report.width} x {report.height} at {report.frame_rate_hz:g} Hz; "
+        f"face box {', '.join(f'{value:.0f}' for value in report.face_box)}"
+    )
+    return table
+
+
+def _sections(report: QualityReport) -> list[list[tuple[str, str, str]]]:
+    mouth = []
+    sync, closed = report.lip_sync, report.closed_in_silence
+    if sync is None:
+        mouth.append(("lip sync", "-", "the video has no sound"))
+    else:
+        lag = f"{sync.lag_frames:+d} frames" if abs(sync.lag_frames) != 1 else f"{sync.lag_frames:+d} frame"
+        mouth += [
+            ("lip sync", f"{sync.correlation:.3f}", "correlation with the sound; 1 is perfect"),
+            ("  best", f"{sync.best_correlation:.3f}", f"at {lag} ({sync.lag_seconds * 1000:+.0f} ms); "
+             "+ is a late mouth"),
+        ]  # fmt: skip
+    mouth.append(("mouth amplitude", f"{report.mouth_amplitude:.3f}", "share of dark mouth, p95 - p5"))
+    mouth.append(
+        ("open in silence", "-" if closed is None else f"{closed:.3f}", "0 closed, 1 open as in speech")
+    )
+    sharp, unrest = report.sharpness, report.flicker
+    ratio = "" if sharp.ratio is None else f"; {sharp.ratio:.2f} of the portrait's"
+    pictures = [
+        ("sharpness", f"{sharp.variance:.1f}", f"variance of the Laplacian{ratio}"),
+        ("flicker", f"{unrest.difference:.3f}", "luma levels from frame to frame, mouth left out"),
+        ("strobe", f"{unrest.strobe:.3f}", "luma levels, second difference of the mean"),
+    ]
+    if unrest.border_ratio is not None:
+        pictures.append(("  at borders", f"{unrest.border_ratio:.2f}", "times the others'; 1 is none"))
+    sections = [mouth, pictures]
+    if report.identity is not None:
+        face = report.identity
+        sections.append([
+            ("identity", f"{face.psnr_db:.1f} dB", f"face against portrait; SSIM {face.ssim:.3f}"),
+            ("  aligned", f"{face.aligned_psnr_db:.1f} dB",
+             f"less {face.motion_pixels:.2f} px of motion; SSIM {face.aligned_ssim:.3f}"),
+            ("  worst frame", f"{face.worst_aligned_psnr_db:.1f} dB", f"aligned, frame {face.worst_frame}"),
+            ("whole picture", f"{face.picture_psnr_db:.1f} dB", "against the portrait, mouth left out"),
+        ])  # fmt: skip
+    if report.difference is not None:
+        gap = report.difference
+        sections.append([
+            ("reference", f"{gap.psnr_db:.1f} dB", f"against the other video; SSIM {gap.ssim:.4f}"),
+            ("  worst frame", f"{gap.worst_psnr_db:.1f} dB", f"frame {gap.worst_frame}"),
+            ("  gradients", f"{gap.gradient_distance:.4f}", "distance of edges; 0 is equal"),
+        ])  # fmt: skip
+    return sections
+
+
+def write_quality(path: Path, report: QualityReport) -> None:
+    """Write the report as JSON; the file appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path} ({error.strerror}); choose another place") from error

@@ -1,0 +1,419 @@
+"""Quality measures on drawn faces whose mouth, motion and light are known."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rich.console import Console
+from scipy.ndimage import gaussian_filter, shift
+
+from sonic.audio import Sound
+from sonic.errors import InputError
+from sonic.spool import ArraySpool
+from sonic.video import Video
+from sonic_calibration.quality import (
+    PSNR_OF_EQUAL_DB,
+    closed_in_silence,
+    compare_videos,
+    flicker,
+    gradient_distance,
+    identity,
+    lip_sync,
+    mouth_amplitude,
+    mouth_opening,
+    sharpness,
+    speech_opening,
+    speech_opening_of_samples,
+)
+from sonic_calibration.quality_report import judge, quality_table, write_quality
+
+RATE_HZ = 25.0
+SAMPLE_RATE_HZ = 16_000
+HEIGHT, WIDTH = 128, 96
+BOX = (16.0, 16.0, 80.0, 112.0)
+FAIR, DARK = (236, 188, 156), (104, 66, 46)
+
+
+def paint(
+    picture: np.ndarray, color: tuple[float, ...], centre: tuple[float, float], radii: tuple[float, float]
+) -> None:
+    """Draw an ellipse with smooth edges; centre and radii as (y, x) in pixels."""
+    (top, left), (bottom, right) = (
+        [max(int(c + sign * r) + sign, 0) for c, r in zip(centre, radii, strict=True)] for sign in (-1, 1)
+    )
+    part = picture[top:bottom, left:right]
+    y, x = (np.mgrid[: 4 * part.shape[0], : 4 * part.shape[1]] + 0.5) / 4
+    inside = np.hypot((y + top - centre[0]) / radii[0], (x + left - centre[1]) / radii[1]) < 1
+    cover = inside.reshape(part.shape[0], 4, part.shape[1], 4).mean(axis=(1, 3))
+    part += cover[:, :, None] * (np.array(color) - part)
+
+
+def face(
+    opening: float = 0.0,
+    skin: tuple[int, int, int] = FAIR,
+    right: float = 0.0,
+    down: float = 0.0,
+    light: float = 1.0,
+) -> np.ndarray:
+    """A face with eyes and a mouth that is up to 24 pixels high; uint8 (HEIGHT, WIDTH, 3)."""
+    picture = np.full((HEIGHT, WIDTH, 3), (150.0, 170, 190))
+    parts = [
+        (skin, (64, 48), (52, 34)),
+        ((40, 30, 30), (52, 34), (3, 5)),
+        ((40, 30, 30), (52, 62), (3, 5)),
+        (tuple(0.8 * value for value in skin), (70, 48), (8, 4)),
+        ((50, 16, 20), (90, 48), (12 * opening, 9)),
+    ]
+    for color, (y, x), radii in parts:
+        if min(radii) > 0:
+            paint(picture, color, (y + down, x + right), radii)
+    return np.clip(picture * light, 0, 255).round().astype(np.uint8)
+
+
+def openings(count: int, seed: int = 0) -> np.ndarray:
+    """Syllables: (count,), 0..1, no two parts alike."""
+    values = gaussian_filter(np.random.default_rng(seed).random(count + 20), 2)[10:-10]
+    return (values - values.min()) / np.ptp(values)
+
+
+def sine(seconds: float, frequency_hz: float = 700, level_db: float = 0.0) -> np.ndarray:
+    """float32 at 16 kHz; 0 dB is full scale."""
+    at = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    return (10 ** (level_db / 20) * np.sin(2 * np.pi * frequency_hz * at)).astype(np.float32)
+
+
+def syllables(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise with silences, float32 at 16 kHz."""
+    rng = np.random.default_rng(seed)
+    count = round(seconds * SAMPLE_RATE_HZ)
+    envelope = np.interp(np.arange(count), np.arange(0, count, 1600), rng.random(-(-count // 1600)) ** 3)
+    envelope[count // 2 : count // 2 + 6400] = 0
+    return (envelope * rng.normal(0, 0.1, count)).astype(np.float32)
+
+
+def defined_opening(samples: np.ndarray, frames: int, rate_hz: float) -> np.ndarray:
+    """The documented definition of `speech_opening`, window by window."""
+    hann = np.array([np.sin(np.pi * n / 640) ** 2 for n in range(640)])
+    padded = np.concatenate([np.zeros(320), samples, np.zeros(320)])
+    levels = []
+    for start in range(0, len(samples) + 1, 160):
+        spectrum = np.abs(np.fft.fft(padded[start : start + 640] * hann)) ** 2
+        power = spectrum[[k for k in range(321) if 300 <= 25 * k <= 1500]].sum()
+        levels.append(10 * np.log10(max(power / (640 * 240 / 4), 1e-20)))
+    level = np.array(levels)
+    x = np.clip((level - np.percentile(level, 95) + 20) / 20, 0, 1) * (level >= -60)
+    kernel = np.exp(-0.5 * (np.arange(-16, 17) / 4) ** 2)
+    smooth = np.convolve(np.pad(x, 16), kernel / kernel.sum(), "same")
+    hops = (np.arange(frames) / rate_hz + 0.02) * 100
+    return np.interp(hops, np.arange(len(smooth)) - 16, smooth)
+
+
+@pytest.mark.parametrize("seconds", [0.13, 2.0, 11.0])  # 11 s are more than one part of windows
+def test_speech_opening_is_what_it_is_defined_to_be(seconds: float) -> None:
+    samples = syllables(seconds)
+    frames = round(seconds * 30) + 9
+    found = speech_opening_of_samples(samples, frames, 30)
+    np.testing.assert_allclose(found, defined_opening(samples, frames, 30), atol=1e-4)
+    assert (found[-1], found.shape) == (0, (frames,))
+
+
+def test_speech_opening_of_a_sound_is_that_of_its_mean_channel() -> None:
+    samples = np.rint(syllables(1) * 32767).astype(np.int16)
+    stereo = Sound(np.stack([samples, np.zeros_like(samples)], axis=1), SAMPLE_RATE_HZ)
+    expected = speech_opening_of_samples(samples.astype(np.float32) / 65536, 25, RATE_HZ)
+    np.testing.assert_allclose(speech_opening(stereo, 25, RATE_HZ), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("frequency_hz", "level_db", "opening"),
+    [(700, 0, 1), (700, -59.9, 1), (700, -60.1, 0), (345, -59.9, 1), (1455, -60.1, 0), (3000, 0, 0)],
+)
+def test_full_scale_is_that_of_a_sine(frequency_hz: float, level_db: float, opening: float) -> None:
+    found = speech_opening_of_samples(sine(1, frequency_hz, level_db), 25, RATE_HZ)
+    np.testing.assert_allclose(found[6:19], opening, atol=1e-3)
+
+
+def test_a_syllable_opens_the_mouth_at_its_time() -> None:
+    samples = np.zeros(2 * SAMPLE_RATE_HZ, np.float32)
+    samples[16_320 - 2400 : 16_320 + 2400] = sine(0.3)  # about 1.02 s, the middle of frame 25
+    found = speech_opening_of_samples(samples, 50, RATE_HZ)
+    assert found.argmax() == 25
+    np.testing.assert_allclose(found[25 - 10 : 25], found[26 : 26 + 10][::-1], atol=0.02)
+    assert found[:18].max() < 1e-3
+
+
+def test_silence_opens_no_mouth() -> None:
+    for samples in (np.zeros(16_000, np.float32), np.zeros(0, np.float32)):
+        np.testing.assert_array_equal(speech_opening_of_samples(samples, 30, RATE_HZ), np.zeros(30))
+    silence = Sound(np.zeros((8000, 2), np.int16), 8000)
+    np.testing.assert_array_equal(speech_opening(silence, 30, RATE_HZ), np.zeros(30))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 5000), st.integers(0, 40), st.floats(1, 120), st.floats(-30, 6), st.integers(0, 99)
+)
+def test_speech_opening_is_a_share(
+    count: int, frames: int, rate_hz: float, gain_db: float, seed: int
+) -> None:
+    samples = np.random.default_rng(seed).normal(0, 10 ** (gain_db / 20), count).astype(np.float32)
+    found = speech_opening_of_samples(samples, frames, rate_hz)
+    assert found.shape == (frames,)
+    assert ((found >= 0) & (found <= 1)).all()
+    louder = speech_opening_of_samples(2 * samples, frames, rate_hz)
+    if count > 1000:  # never near -60 dBFS: only differences of level count
+        np.testing.assert_allclose(louder, found, atol=1e-4)
+
+
+@pytest.mark.parametrize("skin", [FAIR, (142, 92, 64), DARK])
+@pytest.mark.parametrize("moving", [False, True])
+def test_the_measured_opening_is_the_drawn_one(skin: tuple[int, int, int], moving: bool) -> None:
+    drawn = openings(50)
+    phase = np.arange(50) if moving else np.zeros(50)
+    frames = (
+        face(opening, skin, np.sin(t / 3), np.cos(t / 4), 1 + 0.1 * np.sin(t / 2))
+        for opening, t in zip(drawn, phase, strict=True)
+    )
+    measured = mouth_opening(frames, BOX)
+    assert np.corrcoef(measured, drawn)[0, 1] > 0.98
+    assert mouth_amplitude(measured) > 0.1
+    assert ((measured >= 0) & (measured <= 1)).all()
+
+
+@pytest.mark.parametrize("lag", range(-5, 6))
+def test_the_lag_of_a_mouth_is_found(lag: int) -> None:
+    driven = openings(80)
+    late = driven[np.clip(np.arange(80) - lag, 0, 79)]
+    measured = mouth_opening((face(opening) for opening in late), BOX)
+    found = lip_sync(measured, driven, RATE_HZ)
+    assert found.lag_frames == lag
+    assert found.lag_seconds == pytest.approx(lag / 25)
+    assert found.best_correlation > 0.98
+    assert found.correlation == pytest.approx(np.corrcoef(measured, driven)[0, 1])
+    if lag:
+        assert found.correlation < found.best_correlation - 0.02
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 30).flatmap(
+        lambda n: st.tuples(
+            *[arrays(np.float64, n, elements=st.floats(-1e6, 1e6, allow_subnormal=False))] * 2
+        )
+    ),
+    st.integers(0, 8),
+)
+def test_a_correlation_is_never_nan(signals: tuple[np.ndarray, np.ndarray], reach: int) -> None:
+    found = lip_sync(*signals, RATE_HZ, reach)
+    assert -1 <= found.correlation <= found.best_correlation + 1e-8 <= 1 + 2e-8
+    assert abs(found.lag_frames) <= reach
+
+
+def test_a_signal_that_does_not_change_has_no_lip_sync() -> None:
+    for constant in (np.zeros(40), np.full(40, 0.1)):
+        found = lip_sync(constant, openings(40), RATE_HZ)
+        assert (found.correlation, found.best_correlation, found.lag_frames) == (0, 0, 0)
+        assert lip_sync(openings(40), constant, RATE_HZ) == found
+
+
+def test_a_mouth_is_closed_in_silence() -> None:
+    driven = np.repeat([0.0, 1.0, 0.0, 1.0], 10)
+    assert closed_in_silence(0.3 + 0.2 * driven, driven) == pytest.approx(0)
+    assert closed_in_silence(0.5 - 0.2 * driven, driven) == pytest.approx(1)
+    half = 0.3 + 0.2 * np.maximum(driven, 0.5 * (np.arange(40) < 10))
+    assert closed_in_silence(half, driven) == pytest.approx(0.25)
+    assert closed_in_silence(np.linspace(0, 1, 40), np.full(40, 0.5)) is None
+    assert closed_in_silence(np.full(40, 0.3), driven) is None
+
+
+def test_a_strobe_at_borders_is_found() -> None:
+    def film(steps: list[float]) -> list[np.ndarray]:
+        return [face(0.5, light=light) for light in steps]
+
+    rng = np.random.default_rng(0)
+    steps = 0.9 + 0.005 * rng.random(40)
+    calm = flicker(film(list(steps)), BOX, [10, 20, 30])
+    assert calm.border_ratio == pytest.approx(1, abs=0.5)
+    for first in (10, 20, 30):
+        steps[first:] -= 0.08
+    jumpy = flicker(film(list(steps)), BOX, [10, 20, 30])
+    assert jumpy.border_ratio is not None and jumpy.border_ratio > 4
+    assert flicker(film(list(steps)), BOX, [5, 15, 25]).border_ratio < 1.5  # type: ignore[operator]
+    assert jumpy.strobe > calm.strobe
+
+
+def test_what_is_steady_does_not_flicker() -> None:
+    still = flicker([face(t % 2) for t in range(6)], BOX, [3])
+    assert still.difference == 0  # the mouth is left out
+    silent = flicker([face()] * 6, BOX, [3])
+    assert (silent.difference, silent.strobe, silent.border_ratio) == (0, 0, pytest.approx(1))
+    ramp = flicker([np.full((HEIGHT, WIDTH, 3), 40 + 3 * t, np.uint8) for t in range(20)], BOX)
+    assert ramp.difference == pytest.approx(3, rel=1e-4)
+    assert ramp.strobe == pytest.approx(0, abs=1e-3)
+    assert ramp.border_ratio is None
+    assert flicker([face()], BOX).strobe == 0
+
+
+def test_blur_lowers_the_sharpness() -> None:
+    portrait = face()
+    blurred = gaussian_filter(portrait, (1.5, 1.5, 0))
+    assert sharpness([portrait] * 2, portrait).ratio == pytest.approx(1)
+    soft = sharpness([portrait, blurred], portrait)
+    assert soft.ratio is not None and soft.ratio < 0.8
+    assert soft.worst_variance < soft.variance
+    assert sharpness([portrait]).ratio is None
+    flat = np.full_like(portrait, 90)
+    assert sharpness([flat], flat).ratio == pytest.approx(1)
+
+
+def test_identity_sees_the_face_and_not_its_motion() -> None:
+    portrait = face()
+    same = identity([portrait, face(1.0)], portrait, BOX)
+    assert same.psnr_db == same.aligned_psnr_db == same.picture_psnr_db == PSNR_OF_EQUAL_DB
+    assert same.ssim == pytest.approx(1)
+    moved = identity([face(0.4, right=1, down=-2)] * 2, portrait, BOX)
+    assert moved.aligned_psnr_db > 38 > 30 > moved.psnr_db
+    assert moved.aligned_ssim > 0.99 > moved.ssim
+    assert moved.motion_pixels == pytest.approx(np.hypot(1, 2), abs=0.05)
+    other = identity([portrait, face(skin=(214, 160, 122))], portrait, BOX)
+    assert other.aligned_psnr_db < 25
+    assert other.worst_frame == 1 and other.worst_aligned_psnr_db < other.aligned_psnr_db
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(-2.5, 2.5), st.floats(-2.5, 2.5))
+def test_motion_between_pixels_is_removed(down: float, right: float) -> None:
+    portrait = gaussian_filter(face().astype(float), (1, 1, 0))
+    moved = shift(portrait, (down, right, 0), order=3, mode="nearest")
+    pictures = [np.clip(picture, 0, 255).round().astype(np.uint8) for picture in (portrait, moved)]
+    found = identity(pictures[1:], pictures[0], BOX)
+    assert found.motion_pixels == pytest.approx(np.hypot(down, right), abs=0.02)
+    assert found.aligned_psnr_db > 45
+    assert found.aligned_psnr_db >= found.psnr_db
+
+
+def test_motion_out_of_reach_and_flat_faces_are_no_error() -> None:
+    assert identity([face(right=9)], face(), BOX).aligned_psnr_db < 25
+    flat = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+    found = identity([flat + 10], flat, BOX)
+    assert found.psnr_db == pytest.approx(found.aligned_psnr_db)
+    assert found.motion_pixels == 0
+    assert identity([face()], face(), (-40, -40, 200, 200)).psnr_db == PSNR_OF_EQUAL_DB
+
+
+def test_compare_videos_finds_the_worst_frame() -> None:
+    reference = np.zeros((3, 16, 16, 3), np.uint8)
+    frames = reference.copy()
+    frames[1] += 10
+    spool = ArraySpool((16, 16, 3), np.uint8, memory_limit_bytes=0)
+    spool.append(frames)
+    difference = compare_videos(spool, reference)
+    assert difference.worst_frame == 1
+    assert difference.worst_psnr_db == pytest.approx(10 * np.log10(255**2 / 100))
+    assert difference.gradient_distance == 0  # it sees edges, not levels
+    equal = compare_videos(reference, reference)
+    assert (equal.psnr_db, equal.ssim, equal.gradient_distance) == (PSNR_OF_EQUAL_DB, 1, 0)
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+        lambda size: st.tuples(*[arrays(np.uint8, (*size, 3))] * 2)
+    )
+)
+def test_the_gradient_distance_is_a_distance(pictures: tuple[np.ndarray, np.ndarray]) -> None:
+    one, other = pictures
+    assert gradient_distance(one, one) == pytest.approx(0, abs=1e-6)
+    assert 0 <= gradient_distance(one, other) <= 1
+    assert gradient_distance(one, other) == pytest.approx(gradient_distance(other, one), abs=1e-6)
+
+
+def test_the_gradient_distance_grows_with_blur() -> None:
+    portrait = face(0.5)
+    distances = [
+        gradient_distance(gaussian_filter(portrait, (sigma, sigma, 0)), portrait) for sigma in (0, 1, 2, 4)
+    ]
+    assert distances[0] == 0
+    assert (np.diff(distances) > 0).all()
+
+
+def test_a_report_has_everything(tmp_path) -> None:
+    samples = syllables(2)
+    sound = Sound(np.rint(samples * 32767).astype(np.int16)[:, None], SAMPLE_RATE_HZ)
+    driven = speech_opening(sound, 50, RATE_HZ)
+    frames = np.stack([face(opening, DARK) for opening in driven])
+    video = Video(frames, RATE_HZ, sound)
+    report = judge(video, BOX, face(skin=DARK), Video(frames, RATE_HZ), [20])
+    assert report.lip_sync is not None and report.lip_sync.correlation > 0.98
+    assert report.closed_in_silence is not None and report.closed_in_silence < 0.05
+    assert report.identity is not None and report.identity.psnr_db > 60
+    assert report.difference is not None and report.difference.psnr_db == PSNR_OF_EQUAL_DB
+    assert report.flicker.border_ratio is not None
+    console = Console(width=80, file=io.StringIO())
+    console.print(quality_table(report))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for name in ("lip sync", "in silence", "sharpness", "at borders", "aligned", "reference"):
+        assert name in text
+    assert max(map(len, text.splitlines())) <= 80
+    write_quality(tmp_path / "quality.json", report)
+    stored = json.loads((tmp_path / "quality.json").read_text())
+    assert stored == report.to_json()
+    assert stored["lip_sync"]["correlation"] == report.lip_sync.correlation
+
+
+def test_a_report_of_frames_only() -> None:
+    report = judge(Video(np.stack([face()] * 3), RATE_HZ), BOX)
+    assert (report.lip_sync, report.closed_in_silence, report.identity, report.difference) == (None,) * 4
+    assert report.flicker.border_ratio is None and report.sharpness.ratio is None
+    console = Console(width=80, file=io.StringIO())
+    console.print(quality_table(report))
+    assert "no sound" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+FILM = [face()] * 3
+VIDEO = Video(np.stack(FILM), RATE_HZ)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: speech_opening_of_samples(np.zeros((4, 2)), 3, 25), "should be \\(n,\\)"),
+        (lambda: speech_opening_of_samples(np.array([np.nan]), 3, 25), "finite"),
+        (lambda: speech_opening_of_samples(np.zeros(9), -1, 25), "-1 frames should be 0 or more"),
+        (lambda: speech_opening_of_samples(np.zeros(9), 3, 0), "frame rate of 0 Hz"),
+        (lambda: speech_opening_of_samples(np.zeros(9), 3, np.nan), "frame rate of nan Hz"),
+        (lambda: mouth_opening(FILM, (0, 0, 0, 9)), "x1 < x2"),
+        (lambda: mouth_opening(FILM, (0, 0, np.inf, 9)), "four numbers"),
+        (lambda: mouth_opening(FILM, (200, 200, 300, 300)), "does not show the mouth"),
+        (lambda: mouth_opening([np.zeros((9, 9, 3))], BOX), "uint8 \\(height, width, 3\\)"),
+        (lambda: lip_sync([1, 2], [1, 2, 3], 25), "2 frames and one of 3 frames"),
+        (lambda: lip_sync([1, np.nan], [1, 2], 25), "finite"),
+        (lambda: lip_sync([1, 2], [1, 2], 25, -1), "maximum lag of -1"),
+        (lambda: mouth_amplitude([]), "no frames"),
+        (lambda: closed_in_silence([], []), "no frames"),
+        (lambda: identity([], face(), BOX), "no frames"),
+        (lambda: identity([face()[:99]], face(), BOX), "should be \\(128, 96, 3\\)"),
+        (lambda: identity(FILM, face(), (10, 10, 14, 14)), "fewer than 7x7 pixels"),
+        (lambda: identity(FILM, face(), (-1000, -1500, 1000, 600)), "nothing but the mouth"),
+        (lambda: sharpness([]), "no frames"),
+        (lambda: flicker([], BOX), "no frames"),
+        (lambda: flicker(FILM, BOX, [3]), "frames from 1 to 2"),
+        (lambda: flicker(FILM, BOX, [0]), "frames from 1 to 2"),
+        (lambda: flicker([face(), face()[:99]], BOX), "should be \\(128, 96, 3\\)"),
+        (lambda: compare_videos(VIDEO, VIDEO[:2]), "should be of one shape"),
+        (lambda: compare_videos(VIDEO[:0], VIDEO[:0]), "no frames"),
+        (lambda: compare_videos(VIDEO[:, :5], VIDEO[:, :5]), "at least 7x7"),
+        (lambda: gradient_distance(face(), face()[:64]), "should be \\(64, 96, 3\\)"),
+        (lambda: judge(Video(VIDEO[:0], 25), BOX), "no frames"),
+        (lambda: judge(VIDEO, BOX, face()[:64]), "96x64 pixels should have the video's 96x128"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,52 @@
+"""The whole recipe, with a handful of steps and clips: its checkpoint converts and resumes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sonic_convert.checkpoint import Checkpoint
+from sonic_training.recipe import Recipe, make_checkpoint
+from sonic_training.trainer import TrainingOptions
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("espeak-ng") and shutil.which("flite")),
+    reason="speech is synthesized by espeak-ng and flite (apt-get install espeak-ng flite)",
+)
+
+
+def short(steps: int = 2) -> TrainingOptions:
+    return TrainingOptions(steps=steps, warm_up_steps=1, save_every_steps=1, bfloat16=False)
+
+
+RECIPE = replace(
+    Recipe(),
+    utterances=24,
+    picture_clips=8,
+    portraits=8,
+    speaking_clips=4,
+    smooth_clips=2,
+    autoencoder_steps=(1, 1),
+    audio=short(),
+    image_encoder=short(),
+    buckets=short(),
+    interpolator=short(),
+    face_detector=short(),
+    denoiser=short(),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("recipe")
+    torch.set_num_threads(1)
+    return folder, make_checkpoint(folder / "work", folder / "checkpoint", RECIPE)
+
+
+def test_every_part_of_the_official_layout_is_written(made: tuple[Path, Path]) -> None:
+    checkpoint = Checkpoint.open(made[1])
+    assert checkpoint.name == "sonic-tiny"

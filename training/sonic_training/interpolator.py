@@ -1,0 +1,68 @@
+"""The frame interpolator: a narrow flow network that finds the frame between two drawn ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sonic.constants import Constants
+from sonic_convert.modules.interpolator import FrameInterpolator
+from sonic_training.clips import ClipOptions, draw_clips
+from sonic_training.trainer import TrainingOptions, train
+
+_FRAMES = 20
+_TRIPLETS_A_STEP = 6
+
+
+def build(channels: int, seed: int) -> FrameInterpolator:
+    """RIFE's flow network, randomly initialised; flows start near zero."""
+    torch.manual_seed(seed)
+    interpolator = FrameInterpolator(channels)
+    with torch.no_grad():
+        for block in (interpolator.block0, interpolator.block1, interpolator.block2):
+            for head in (block.conv1, block.conv2):
+                last = head[-1]
+                assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
+                last.weight.mul_(0.1)
+                last.bias.zero_()
+    return interpolator
+
+
+def train_interpolator(
+    interpolator: FrameInterpolator,
+    work: Path,
+    corpus: Path,
+    clips: int,
+    options: TrainingOptions,
+    seed: int,
+) -> FrameInterpolator:
+    """Train on triplets of clips drawn at the finished video's frame rate."""
+    rate_hz = Constants().video.frame_rate_hz
+    files = draw_clips(
+        work / "smooth-clips", corpus, seed, clips, ClipOptions(frames=_FRAMES, frame_rate_hz=rate_hz)
+    )
+    parts = []
+    for file in files:
+        with np.load(file) as drawn:
+            parts.append(drawn["frames"])
+    frames = np.concatenate(parts)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([seed, step])
+        chosen = generator.integers(len(frames), size=_TRIPLETS_A_STEP)
+        starts = generator.integers(_FRAMES - 2, size=_TRIPLETS_A_STEP)
+        triplets = frames[chosen[:, None], starts[:, None] + np.arange(3)]
+        x = torch.from_numpy(triplets).permute(1, 0, 4, 2, 3).float() / 255
+        middle = interpolator(x[0], x[2]).float()
+        error = (middle - x[1]).abs()
+        blend = (0.5 * (x[0] + x[2]) - x[1]).abs()
+        # The teacher is part of the file, not of the prediction; it stays as it was.
+        return {"loss": error.mean(), "against_blend": error.mean() / (blend.mean() + 1e-6)}
+
+    for parameter in interpolator.block_tea.parameters():
+        parameter.requires_grad_(False)
+    train("interpolator", interpolator, loss, work / "training", options)
+    return interpolator

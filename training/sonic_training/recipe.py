@@ -1,0 +1,160 @@
+"""How sonic-tiny is made: its dimensions, and every part in the order in which they need each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import WhisperConfig, WhisperModel
+
+from sonic.constants import Constants
+from sonic_convert.checkpoint_writer import CheckpointWriter, create_checkpoint
+from sonic_convert.conversion import mel_filters
+from sonic_convert.modules.audio import AudioEncoderStates
+from sonic_convert.synth import audio_heads
+from sonic_convert.synth_dimensions import SMALL, SynthDimensions
+from sonic_training import audio, autoencoder, denoiser, face_detector, image_encoder, interpolator
+from sonic_training.buckets import train_bucket_head
+from sonic_training.clips import ClipOptions, draw_clips
+from sonic_training.denoiser import DenoiserOptions
+from sonic_training.encoding import encode_clips
+from sonic_training.pictures import load_pictures
+from sonic_training.speech import Corpus, build_corpus
+from sonic_training.trainer import TrainingOptions
+
+LICENSE = "Apache-2.0 (trained on drawn faces and synthesized speech)"
+
+TINY = replace(
+    SMALL,
+    name="sonic-tiny",
+    unet_channels=(32, 64, 64, 64),
+    unet_heads=(1, 2, 2, 2),
+    unet_groups=8,
+    token_width=64,
+    audio_hidden=128,
+    vae_channels=(32, 32, 64, 64),
+    vae_groups=1,
+    image_width=64,
+    image_hidden=128,
+    whisper_width=64,
+    whisper_hidden=128,
+    interpolator_channels=16,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result."""
+
+    dimensions: SynthDimensions = TINY
+    weights_seed: int = 0
+    data_seed: int = 1
+    utterances: int = 400
+    picture_clips: int = 3000
+    portraits: int = 4000
+    speaking_clips: int = 1500
+    smooth_clips: int = 200
+    autoencoder_steps: tuple[int, int] = (3500, 900)
+    audio: TrainingOptions = TrainingOptions(steps=3000, learning_rate=1.5e-3, bfloat16=False)
+    image_encoder: TrainingOptions = TrainingOptions(steps=1500)
+    buckets: TrainingOptions = TrainingOptions(steps=800, bfloat16=False)
+    interpolator: TrainingOptions = TrainingOptions(steps=1500)
+    face_detector: TrainingOptions = TrainingOptions(steps=2000, bfloat16=False)
+    denoiser: TrainingOptions = TrainingOptions(
+        steps=20_000, learning_rate=8e-4, average_decay=0.9995, save_every_steps=100
+    )
+    windows: DenoiserOptions = DenoiserOptions()
+
+
+def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
+    """Draw the data, train every part and write the checkpoint.
+
+    What is finished in `work` is not done again, and a part that was interrupted goes on from its
+    last saved step.
+
+    Args:
+        work: for data and the state of the training; some 5 GB.
+        out: the checkpoint's folder; replaced where it exists.
+        recipe: sizes, steps and seeds.
+
+    Raises:
+        InputError: a speech synthesizer is not installed.
+        OutputError: a folder cannot be written.
+    """
+    dimensions, seed, state = recipe.dimensions, recipe.data_seed, work / "training"
+    constants = Constants()
+    speech = build_corpus(work / "speech/train", "train", recipe.utterances)
+    corpus = Corpus(speech)
+    filters = mel_filters(constants.audio)
+    token_head, bucket_head = audio_heads(dimensions)
+    _initialise(token_head.to_empty(device="cpu"), recipe.weights_seed)
+    _initialise(bucket_head.to_empty(device="cpu"), recipe.weights_seed)
+
+    encoder = audio.build_encoder(dimensions.whisper_config(), recipe.weights_seed)
+    heard = audio.SpeechModel(encoder, token_head, dimensions.whisper_width)
+    audio.train_audio(heard, corpus, filters, constants.audio, state, recipe.audio, seed)
+
+    vae = autoencoder.build(dimensions.vae_config(), recipe.weights_seed)
+    pictures = load_pictures(work / "pictures", recipe.picture_clips, 128, seed)
+    autoencoder.train_autoencoder(vae, pictures, state, recipe.autoencoder_steps, seed)
+    autoencoder.set_latent_scale(vae, pictures, constants.video.latent_scale)
+
+    images = image_encoder.build(dimensions.image_encoder_config(), recipe.weights_seed)
+    image_encoder.train_image_encoder(
+        images, constants.portrait, state, recipe.portraits, recipe.image_encoder, seed
+    )
+
+    clip_files = draw_clips(work / "clips", speech, seed, recipe.speaking_clips, ClipOptions())
+    clips = encode_clips(
+        clip_files, work / "encoded", vae, constants.video.latent_scale, encoder, images, filters,
+        constants.audio,
+    )  # fmt: skip
+    train_bucket_head(
+        bucket_head, encoder, clips.image_embeddings, corpus, filters, constants.audio, state,
+        recipe.buckets, seed,
+    )  # fmt: skip
+    flow = interpolator.build(dimensions.interpolator_channels, recipe.weights_seed)
+    interpolator.train_interpolator(flow, work, speech, recipe.smooth_clips, recipe.interpolator, seed)
+    faces = face_detector.train_face_detector(state, recipe.face_detector, seed)
+
+    unet = denoiser.build_unet(dimensions.unet_config(), recipe.weights_seed)
+    model = denoiser.Denoiser(unet, token_head)
+    denoiser.train_denoiser(model, clips, state, recipe.windows, recipe.denoiser, seed)
+
+    def write(writer: CheckpointWriter) -> None:
+        writer.unet(model.unet.state_dict())
+        writer.vae(vae.state_dict())
+        writer.image_encoder(images.clip.state_dict())
+        writer.audio_encoder(_with_decoder(encoder, dimensions))
+        writer.audio_heads(model.tokens.state_dict(), bucket_head.state_dict())
+        writer.frame_interpolator(flow.state_dict())
+        writer.face_detector(lambda path: face_detector.write_archive(faces, path))
+        writer.configs(dimensions, own_config(dimensions))
+
+    return create_checkpoint(out, "float16", True, write)
+
+
+def own_config(dimensions: SynthDimensions) -> dict[str, object]:
+    """`Sonic/config.json`: name, license and the constants that differ from the published model's."""
+    resolution = dimensions.default_resolution_pixels
+    return {
+        "license": LICENSE,
+        "name": dimensions.name,
+        "constants": {"portrait": {"default_resolution_pixels": resolution}},
+    }
+
+
+def _with_decoder(encoder: AudioEncoderStates, dimensions: SynthDimensions) -> dict[str, torch.Tensor]:
+    """The encoder's weights with those of a decoder that nobody runs, as Whisper's file has one."""
+    torch.manual_seed(0)
+    whisper = WhisperModel(WhisperConfig(**dimensions.whisper_config()))
+    whisper.encoder.load_state_dict(encoder.encoder.state_dict())
+    return whisper.state_dict()
+
+
+def _initialise(head: torch.nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    for part in head.modules():
+        if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm):
+            part.reset_parameters()
