@@ -18,8 +18,8 @@ PACKAGES = {
     },
     "convert/sonic_convert": {
         "sonic_convert", "sonic_calibration", "sonic", "av", "click", "diffusers", "numpy", "onnx",
-        "onnxruntime", "onnxsim", "PIL", "rich", "safetensors", "scipy", "skimage", "torch",
-        "transformers",
+        "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "PIL", "rich", "safetensors", "scipy", "skimage",
+        "torch", "transformers",
     },
 }
 

@@ -59,7 +59,7 @@ def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
 @click.option("--work", type=PATH, help="Folder of intermediate results [BUNDLE.work].")
 @VARIANT
 def convert(checkpoint: Path, bundle: Path, precision: str, work: Path | None, variant: str) -> None:
-    """Convert CHECKPOINT to BUNDLE: export, simplify, check, bundle; resumes what is done."""
+    """Convert CHECKPOINT to BUNDLE: export, simplify, fuse, check, bundle; resumes what is done."""
     with user_errors():
         from sonic_convert.conversion import ConversionOptions
         from sonic_convert.conversion import convert as run
@@ -215,15 +215,19 @@ def _generation(options: dict[str, Any]) -> GenerationOptions:
 
 def _print_conversion(conversion: Conversion, bundle: Path) -> None:
     table = Table(title=f"{bundle}: {conversion.manifest.license}")
-    for column in ("submodel", "nodes", "simplified", "size", "relative L2", "seconds", "peak memory"):
+    counts = ("nodes", "simplified", "fused")
+    for column in ("submodel", *counts, "size", "relative L2", "seconds", "peak memory"):
         first = column == "submodel"
         table.add_column(column, justify="left" if first else "right", no_wrap=first)
     for name, results in conversion.results.items():
-        exported, simplified, checked = (results[s] for s in ("export", "simplify", "check"))
+        exported, simplified, fused, checked = (
+            results[s] for s in ("export", "simplify", "fuse", "check")
+        )
         table.add_row(
             name,
             str(exported.facts["nodes"]),
             str(simplified.facts["nodes"]),
+            str(fused.facts["nodes"]),
             f"{conversion.manifest.submodels[name].bytes / 1e6:,.1f} MB",
             f"{checked.facts['relative_l2']:.1e}",
             f"{sum(r.seconds for r in results.values()):.1f}",

@@ -89,7 +89,7 @@ def convert(
     with progress.stage("reading checkpoint", len(files)) as advance:
         sources = {path: _source_info(path, checkpoint.path, work, advance) for path in files}
     results: dict[str, dict[str, StageResult]] = {}
-    with progress.stage("export, simplify, check", len(SUBMODELS) * 3) as advance:
+    with progress.stage("export, simplify, fuse, check", len(SUBMODELS) * 4) as advance:
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
     with progress.stage("bundle", 1) as advance:
@@ -119,11 +119,13 @@ def _convert_submodel(
         exported.digest,
     )
     advance()
+    fused = stages.fuse(folder / "simplified", folder / "fused", simplified.digest)
+    advance()
     checked = stages.check(
-        submodel, folder / "exported", folder / "simplified", folder / "checked", simplified.digest
+        submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest
     )
     advance()
-    return {"export": exported, "simplify": simplified, "check": checked}
+    return {"export": exported, "simplify": simplified, "fuse": fused, "check": checked}
 
 
 def mel_filters(constants: AudioConstants) -> np.ndarray:
@@ -167,7 +169,7 @@ def _write_bundle(
         raise OutputError(f"cannot write {bundle_path} ({error.strerror})") from error
     try:
         submodels = {
-            submodel.name: _add_submodel(submodel, work / submodel.name / "simplified", partial)
+            submodel.name: _add_submodel(submodel, work / submodel.name / "fused", partial)
             for submodel in SUBMODELS
         }
         np.save(partial / "mel_filters.npy", mel_filters(checkpoint.constants.audio))
@@ -200,16 +202,16 @@ def _write_bundle(
     return manifest
 
 
-def _add_submodel(submodel: Submodel, simplified: Path, bundle: Path) -> SubmodelInfo:
+def _add_submodel(submodel: Submodel, fused: Path, bundle: Path) -> SubmodelInfo:
     """Put a submodel's files into its own folder of the bundle and describe them."""
     folder = bundle / submodel.name
     folder.mkdir()
     names = [stages.GRAPH, f"{stages.GRAPH}.data"]
     files = []
     for name in names:
-        if (simplified / name).exists():
+        if (fused / name).exists():
             # A copy, not a link: damage to a bundle must not reach what a new conversion resumes from.
-            shutil.copyfile(simplified / name, folder / name)
+            shutil.copyfile(fused / name, folder / name)
             files.append(file_info(folder / name, bundle))
     graph = onnx.load(str(folder / stages.GRAPH), load_external_data=False)
     return SubmodelInfo(

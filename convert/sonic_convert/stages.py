@@ -1,4 +1,4 @@
-"""The stages of a conversion for one submodel: export, simplify, check.
+"""The stages of a conversion for one submodel: export, simplify, fuse, check.
 
 Each stage writes into a folder of its own under the work directory and is skipped when the digest of
 everything it reads is the one it was made from, so an interrupted conversion goes on where it stopped.
@@ -20,17 +20,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
+import onnxscript
 import onnxsim
 import torch
 
 from sonic.errors import InputError
+from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
 from sonic_convert.submodels import Submodel, TensorSpec, measure
 
 OPSET = 18
-STAGE_VERSION = 2  # raise it when a stage's code changes its output
+STAGE_VERSION = 4  # raise it when a stage's code changes its output
 EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf ends at 2 GB
 GRAPH = "model.onnx"
 _RESULT = "stage.json"
@@ -120,7 +123,20 @@ def simplify(
     return run_stage(folder, [digest, onnxsim.__version__, onnx.__version__], produce)
 
 
-def check(submodel: Submodel, exported: Path, simplified: Path, folder: Path, digest: str) -> StageResult:
+def fuse(simplified: Path, folder: Path, digest: str) -> StageResult:
+    """Give ONNX Runtime operators of its own where it has them; see :mod:`sonic_convert.fusion`."""
+
+    def produce(target: Path) -> dict[str, Any]:
+        model = onnx_ir.load(simplified / GRAPH)
+        attentions = fusion.fuse(model)
+        external = f"{GRAPH}.data" if (simplified / f"{GRAPH}.data").exists() else None
+        onnx_ir.save(model, target / GRAPH, external_data=external, size_threshold_bytes=1024)
+        return {"nodes": _node_count(target / GRAPH), "attentions": attentions}
+
+    return run_stage(folder, [digest, onnx_ir.__version__, onnxscript.__version__], produce)
+
+
+def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest: str) -> StageResult:
     """Run ONNX's checker, then ONNX Runtime on the example inputs, against PyTorch's outputs.
 
     Raises:
@@ -128,11 +144,11 @@ def check(submodel: Submodel, exported: Path, simplified: Path, folder: Path, di
     """
 
     def produce(target: Path) -> dict[str, Any]:
-        onnx.checker.check_model(str(simplified / GRAPH), full_check=False)
+        onnx.checker.check_model(str(fused / GRAPH), full_check=False)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
-            str(simplified / GRAPH), options, providers=["CPUExecutionProvider"]
+            str(fused / GRAPH), options, providers=["CPUExecutionProvider"]
         )
         worst: Difference | None = None
         for path in sorted(exported.glob("golden_*.npz")):

@@ -40,7 +40,7 @@ def test_conversion_resumes_and_repeats(small, tmp_path: Path, monkeypatch) -> N
     state = {k: v * 1.5 for k, v in torch.load(path, weights_only=True).items()}
     torch.save(state, path)
     second = convert(checkpoint, tmp_path / "bundle", work_path=work)
-    assert produced == [f"frame_interpolator/{s}" for s in ("exported", "simplified", "checked")]
+    assert produced == [f"frame_interpolator/{s}" for s in ("exported", "simplified", "fused", "checked")]
     changed = [
         name
         for name, submodel in second.manifest.submodels.items()

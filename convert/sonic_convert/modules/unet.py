@@ -211,11 +211,15 @@ def split_frames(tensor: Tensor, batch: int, frames: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
     """Multi-head attention of (batch, queries, channels) over (batch, keys, channels)."""
     heads, head_width = attention.heads, attention.inner_dim // attention.heads
+    batch, queries, channels = query.shape
     query, key, value = (
         x.reshape(x.shape[0], x.shape[1], heads, head_width).transpose(1, 2)
         for x in (query, key, value)
     )
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    # By the query's own sizes, so that nothing in the graph reads the shape of what a fused attention
+    # does not compute.
+    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    return attended.reshape(batch, queries, channels)
 
 
 def audio_keys_values(attention: Attention, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,111 @@
+"""Fused graphs compute what the simplified ones do, and hold no attention scores."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import onnxsim
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from sonic_convert.fusion import fuse
+
+WITH_ATTENTION = {"unet": 40, "vae_encoder": 1, "image_encoder": 2, "audio_encoder": 2}
+
+
+class Attention(torch.nn.Module):
+    """Multi-head attention as this project's modules write it."""
+
+    def __init__(self, heads: int, width: int, scale: float | None, flat: bool) -> None:
+        super().__init__()
+        self.heads, self.scale, self.flat = heads, scale, flat
+        channels = heads * width
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            torch.nn.Linear(channels, channels) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.to_q(x), self.to_k(context), self.to_v(context)
+        batch, positions, channels = query.shape
+        query, key, value = (
+            y.reshape(y.shape[0], y.shape[1], self.heads, channels // self.heads).transpose(1, 2)
+            for y in (query, key, value)
+        )
+        y = functional.scaled_dot_product_attention(query, key, value, scale=self.scale).transpose(1, 2)
+        y = y.reshape(batch * positions, channels) if self.flat else y.reshape(batch, positions, channels)
+        return self.to_out(y)
+
+
+def exported(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
+    file = io.BytesIO()
+    axes = {"x": {0: "batch", 1: "positions"}, "context": {0: "batch", 1: "tokens"}}
+    torch.onnx.export(module, inputs, file, input_names=["x", "context"], output_names=["y"],
+                      dynamic_axes=axes, opset_version=18, dynamo=False)  # fmt: skip
+    return onnxsim.simplify(onnx.load_from_string(file.getvalue()))[0]
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)[0]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    heads=st.integers(1, 4),
+    width=st.integers(1, 9),
+    scale=st.sampled_from([None, 1.0, 0.3]),
+    flat=st.booleans(),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9)),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_attention_is_fused_and_equal(
+    heads: int, width: int, scale: float | None, flat: bool, sizes: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    channels = heads * width
+    with torch.no_grad():
+        plain = exported(
+            Attention(heads, width, scale, flat), (torch.rand(2, 5, channels), torch.rand(2, 3, channels))
+        )
+    model = onnx_ir.from_proto(plain)
+    assert fuse(model) == 1
+    fused = onnx_ir.to_proto(model)
+    assert "Softmax" not in {node.op_type for node in fused.graph.node}
+    batch, positions, tokens = sizes
+    random = np.random.default_rng(0)
+    feeds = {
+        "x": random.standard_normal((batch, positions, channels), np.float32),
+        "context": random.standard_normal((batch, tokens, channels), np.float32),
+    }
+    np.testing.assert_allclose(run(fused, feeds), run(plain, feeds), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_no_scores_are_left_in_a_bundle(small, name: str) -> None:
+    nodes = Counter(
+        node.op_type
+        for node in onnx.load(str(small.bundle / name / "model.onnx"), load_external_data=False).graph.node
+    )
+    assert nodes["MultiHeadAttention"] == WITH_ATTENTION[name]
+    assert nodes["Softmax"] == 0
+
+
+def test_a_graph_without_attention_stays_as_it_is() -> None:
+    linear = torch.nn.Linear(3, 4)
+    file = io.BytesIO()
+    torch.onnx.export(linear, (torch.rand(2, 3),), file, dynamo=False, opset_version=18)
+    model = onnx_ir.from_proto(onnx.load_from_string(file.getvalue()))
+    before = [node.op_type for node in model.graph]
+    assert fuse(model) == 0
+    assert [node.op_type for node in model.graph] == before
+    assert "com.microsoft" not in model.opset_imports
