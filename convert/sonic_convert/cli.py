@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -214,11 +215,10 @@ def _generation(options: dict[str, Any]) -> GenerationOptions:
 
 
 def _print_conversion(conversion: Conversion, bundle: Path) -> None:
-    table = Table(title=f"{bundle}: {conversion.manifest.license}")
-    counts = ("nodes", "simplified", "fused")
-    for column in ("submodel", *counts, "size", "relative L2", "seconds", "peak memory"):
+    table = Table(title=f"{bundle}: {conversion.manifest.license}", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("submodel", "nodes", "simplified", "fused", "MB", "rel. L2", "seconds", "peak GB"):
         first = column == "submodel"
-        table.add_column(column, justify="left" if first else "right", no_wrap=first)
+        table.add_column(column, justify="left" if first else "right", no_wrap=True)
     for name, results in conversion.results.items():
         exported, simplified, fused, checked = (
             results[s] for s in ("export", "simplify", "fuse", "check")
@@ -228,10 +228,10 @@ def _print_conversion(conversion: Conversion, bundle: Path) -> None:
             str(exported.facts["nodes"]),
             str(simplified.facts["nodes"]),
             str(fused.facts["nodes"]),
-            f"{conversion.manifest.submodels[name].bytes / 1e6:,.1f} MB",
+            f"{conversion.manifest.submodels[name].bytes / 1e6:.1f}",
             f"{checked.facts['relative_l2']:.1e}",
             f"{sum(r.seconds for r in results.values()):.1f}",
-            f"{max(r.peak_bytes for r in results.values()) / 1e9:.2f} GB",
+            f"{max(r.peak_bytes for r in results.values()) / 1e9:.2f}",
         )
     Console().print(table)
 
