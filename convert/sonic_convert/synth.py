@@ -80,6 +80,7 @@ def _write(writer: CheckpointWriter, dimensions: SynthDimensions, seed: int) -> 
         image = CLIPVisionModelWithProjection(CLIPVisionConfig(**dimensions.image_encoder_config()))
         whisper = WhisperModel(WhisperConfig(**dimensions.whisper_config()))
         interpolator = FrameInterpolator(dimensions.interpolator_channels)
+        tokens, buckets = token_head(dimensions), bucket_head(dimensions)
     state = tensors(unet, "unet")
     state.update((name, value.to(writer.dtype)) for name, value in _adapters(unet, seed))
     writer.unet(state)
@@ -89,8 +90,7 @@ def _write(writer: CheckpointWriter, dimensions: SynthDimensions, seed: int) -> 
     writer.vae(tensors(vae, "vae"))
     writer.image_encoder(tensors(image, "image_encoder"))
     writer.audio_encoder(tensors(whisper, "audio_encoder"))
-    token_head, bucket_head = audio_heads(dimensions)
-    writer.audio_heads(tensors(token_head, "audio2token"), tensors(bucket_head, "audio2bucket"))
+    writer.audio_heads(tensors(tokens, "audio2token"), tensors(buckets, "audio2bucket"))
     writer.frame_interpolator(tensors(interpolator, "frame_interpolator"))
     writer.face_detector(write_face_detector)
     writer.configs(dimensions, _own_config(dimensions))
@@ -107,27 +107,27 @@ def _adapters(unet: nn.Module, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, uniform(shape, gain * shape[1] ** -0.5, seed, "unet", name)
 
 
-def audio_heads(dimensions: SynthDimensions) -> tuple[AudioToToken, AudioToBucket]:
-    """The two audio heads of these dimensions, on the meta device."""
-    audio = Constants().audio
-    with torch.device("meta"):
-        return (
-            AudioToToken(
-                audio.token_window_states,
-                dimensions.whisper_layers + 1,
-                dimensions.whisper_width,
-                dimensions.audio_hidden,
-                dimensions.audio_tokens,
-                dimensions.token_width,
-            ),
-            AudioToBucket(
-                audio.bucket_window_states,
-                dimensions.whisper_width,
-                dimensions.token_width,
-                dimensions.audio_hidden,
-                BUCKETS_PER_FRAME,
-            ),
-        )
+def token_head(dimensions: SynthDimensions) -> AudioToToken:
+    """audio2token of these dimensions."""
+    return AudioToToken(
+        Constants().audio.token_window_states,
+        dimensions.whisper_layers + 1,
+        dimensions.whisper_width,
+        dimensions.audio_hidden,
+        dimensions.audio_tokens,
+        dimensions.token_width,
+    )
+
+
+def bucket_head(dimensions: SynthDimensions) -> AudioToBucket:
+    """audio2bucket of these dimensions."""
+    return AudioToBucket(
+        Constants().audio.bucket_window_states,
+        dimensions.whisper_width,
+        dimensions.token_width,
+        dimensions.audio_hidden,
+        BUCKETS_PER_FRAME,
+    )
 
 
 def _own_config(dimensions: SynthDimensions) -> dict[str, Any]:

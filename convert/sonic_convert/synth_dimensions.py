@@ -245,6 +245,8 @@ OTHER = SynthDimensions(
     whisper_text_positions=8,
     interpolator_channels=12,
     default_resolution_pixels=128,
+    unet_groups=16,
+    vae_groups=8,
 )
 """Differs from `SMALL` in every number, so that nothing can depend on one of them."""
 

@@ -1,1 +1,1 @@
-"""Trains sonic-tiny, a small talking-head model, on data made on the spot."""
+"""Makes sonic-tiny, a small Sonic checkpoint trained from nothing on drawn faces and synthesized speech."""

@@ -12,7 +12,7 @@ from sonic.constants import Constants
 from sonic_convert.checkpoint_writer import CheckpointWriter, create_checkpoint
 from sonic_convert.conversion import mel_filters
 from sonic_convert.modules.audio import AudioEncoderStates
-from sonic_convert.synth import audio_heads
+from sonic_convert.synth import bucket_head, token_head
 from sonic_convert.synth_dimensions import SMALL, SynthDimensions
 from sonic_training import audio, autoencoder, denoiser, face_detector, image_encoder, interpolator
 from sonic_training.buckets import train_bucket_head
@@ -23,6 +23,11 @@ from sonic_training.pictures import load_pictures
 from sonic_training.speech import Corpus, build_corpus
 from sonic_training.trainer import TrainingOptions
 
+# Every part draws from a seed of its own: the recipe's plus its place here.
+_PARTS = (
+    "speech", "autoencoder", "image_encoder", "audio", "clips", "buckets", "interpolator",
+    "face_detector", "denoiser",
+)  # fmt: skip
 LICENSE = "Apache-2.0 (trained on drawn faces and synthesized speech)"
 
 TINY = replace(
@@ -49,7 +54,7 @@ class Recipe:
 
     dimensions: SynthDimensions = TINY
     weights_seed: int = 0
-    data_seed: int = 1
+    data_seed: int = 0
     utterances: int = 400
     picture_clips: int = 3000
     portraits: int = 4000
@@ -82,52 +87,55 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
         InputError: a speech synthesizer is not installed.
         OutputError: a folder cannot be written.
     """
-    dimensions, seed, state = recipe.dimensions, recipe.data_seed, work / "training"
+    dimensions, state = recipe.dimensions, work / "training"
+    seeds = {name: recipe.data_seed + index for index, name in enumerate(_PARTS)}
     constants = Constants()
     speech = build_corpus(work / "speech/train", "train", recipe.utterances)
     corpus = Corpus(speech)
     filters = mel_filters(constants.audio)
-    token_head, bucket_head = audio_heads(dimensions)
-    _initialise(token_head.to_empty(device="cpu"), recipe.weights_seed)
-    _initialise(bucket_head.to_empty(device="cpu"), recipe.weights_seed)
-
     encoder = audio.build_encoder(dimensions.whisper_config(), recipe.weights_seed)
-    heard = audio.SpeechModel(encoder, token_head, dimensions.whisper_width)
-    audio.train_audio(heard, corpus, filters, constants.audio, state, recipe.audio, seed)
+    tokens = token_head(dimensions)
+    heard = audio.SpeechModel(encoder, tokens, dimensions.whisper_width)
+    audio.train_audio(heard, corpus, filters, constants.audio, state, recipe.audio, seeds["audio"])
 
     vae = autoencoder.build(dimensions.vae_config(), recipe.weights_seed)
-    pictures = load_pictures(work / "pictures", recipe.picture_clips, 128, seed)
-    autoencoder.train_autoencoder(vae, pictures, state, recipe.autoencoder_steps, seed)
+    pictures = load_pictures(work / "pictures", recipe.picture_clips, 128, seeds["autoencoder"])
+    autoencoder.train_autoencoder(vae, pictures, state, recipe.autoencoder_steps, seeds["autoencoder"])
     autoencoder.set_latent_scale(vae, pictures, constants.video.latent_scale)
 
     images = image_encoder.build(dimensions.image_encoder_config(), recipe.weights_seed)
     image_encoder.train_image_encoder(
-        images, constants.portrait, state, recipe.portraits, recipe.image_encoder, seed
+        images, constants.portrait, state, recipe.portraits, recipe.image_encoder,
+        seeds["image_encoder"],
     )
 
-    clip_files = draw_clips(work / "clips", speech, seed, recipe.speaking_clips, ClipOptions())
+    clip_files = draw_clips(work / "clips", speech, seeds["clips"], recipe.speaking_clips, ClipOptions())
     clips = encode_clips(
         clip_files, work / "encoded", vae, constants.video.latent_scale, encoder, images, filters,
         constants.audio,
     )  # fmt: skip
+    torch.manual_seed(recipe.weights_seed)
+    buckets = bucket_head(dimensions)
     train_bucket_head(
-        bucket_head, encoder, clips.image_embeddings, corpus, filters, constants.audio, state,
-        recipe.buckets, seed,
+        buckets, encoder, clips.image_embeddings, corpus, filters, constants.audio, state,
+        recipe.buckets, seeds["buckets"],
     )  # fmt: skip
     flow = interpolator.build(dimensions.interpolator_channels, recipe.weights_seed)
-    interpolator.train_interpolator(flow, work, speech, recipe.smooth_clips, recipe.interpolator, seed)
-    faces = face_detector.train_face_detector(state, recipe.face_detector, seed)
+    interpolator.train_interpolator(
+        flow, work, speech, recipe.smooth_clips, recipe.interpolator, seeds["interpolator"]
+    )
+    faces = face_detector.train_face_detector(state, recipe.face_detector, seeds["face_detector"])
 
     unet = denoiser.build_unet(dimensions.unet_config(), recipe.weights_seed)
-    model = denoiser.Denoiser(unet, token_head)
-    denoiser.train_denoiser(model, clips, state, recipe.windows, recipe.denoiser, seed)
+    model = denoiser.Denoiser(unet, tokens)
+    denoiser.train_denoiser(model, clips, state, recipe.windows, recipe.denoiser, seeds["denoiser"])
 
     def write(writer: CheckpointWriter) -> None:
         writer.unet(model.unet.state_dict())
         writer.vae(vae.state_dict())
         writer.image_encoder(images.clip.state_dict())
         writer.audio_encoder(_with_decoder(encoder, dimensions))
-        writer.audio_heads(model.tokens.state_dict(), bucket_head.state_dict())
+        writer.audio_heads(model.tokens.state_dict(), buckets.state_dict())
         writer.frame_interpolator(flow.state_dict())
         writer.face_detector(lambda path: face_detector.write_archive(faces, path))
         writer.configs(dimensions, own_config(dimensions))
@@ -151,10 +159,3 @@ def _with_decoder(encoder: AudioEncoderStates, dimensions: SynthDimensions) -> d
     whisper = WhisperModel(WhisperConfig(**dimensions.whisper_config()))
     whisper.encoder.load_state_dict(encoder.encoder.state_dict())
     return whisper.state_dict()
-
-
-def _initialise(head: torch.nn.Module, seed: int) -> None:
-    torch.manual_seed(seed)
-    for part in head.modules():
-        if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm):
-            part.reset_parameters()
