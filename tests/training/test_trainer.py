@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sonic_training.trainer import TrainingOptions, learning_rate, train
+from sonic_training.trainer import TrainingOptions, learning_rate, pack, train
 
 OPTIONS = TrainingOptions(steps=30, learning_rate=0.05, warm_up_steps=3, save_every_steps=10, bfloat16=False)
 
@@ -58,3 +58,22 @@ def test_the_schedule_warms_up_and_ends_low() -> None:
     assert rates[0] == pytest.approx(0.05 / 3) and max(rates) == pytest.approx(0.05)
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] < 0.002
+
+
+def test_a_packed_part_is_the_finished_one(tmp_path: Path) -> None:
+    module, again = line(), line()
+    train("line", module, fit(module), tmp_path / "state", OPTIONS)
+    pack(tmp_path / "state", tmp_path / "packed")
+    train("line", again, fit(again, stop_at=30), tmp_path / "packed", OPTIONS)
+    assert torch.allclose(module.weight, again.weight, atol=1e-3)
+    sizes = [(tmp_path / f / "line.state.pt").stat().st_size for f in ("state", "packed")]
+    assert sizes[1] < sizes[0]
+
+
+def test_a_packed_unfinished_part_goes_on(tmp_path: Path) -> None:
+    module, again = line(), line()
+    with pytest.raises(KeyboardInterrupt):
+        train("line", module, fit(module, stop_at=25), tmp_path / "state", OPTIONS)
+    pack(tmp_path / "state", tmp_path / "packed")
+    train("line", again, fit(again), tmp_path / "packed", OPTIONS)
+    assert fit(again)(999)["loss"] < 0.1 * fit(line())(999)["loss"]

@@ -100,8 +100,9 @@ def train_autoencoder(
 
         return loss
 
-    train("vae-crops", vae, loss_of(64, 4), folder, TrainingOptions(steps[0], learning_rate=1.5e-3,
-        final_learning_rate=3e-4))  # fmt: skip
+    if not (folder / "vae-whole.state.pt").exists():
+        train("vae-crops", vae, loss_of(64, 4), folder, TrainingOptions(steps[0], learning_rate=1.5e-3,
+            final_learning_rate=3e-4))  # fmt: skip
     train("vae-whole", vae, loss_of(128, 2), folder, TrainingOptions(steps[1], learning_rate=6e-4,
         save_every_steps=100))  # fmt: skip
     return vae

@@ -55,6 +55,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path, log_path = folder / f"{name}.state.pt", folder / f"{name}.log.jsonl"
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         _groups(module, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.99)
@@ -64,8 +65,12 @@ def train(
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=parameters[0].device)
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first = state["average"], state["step"]
+        first = state["step"]
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
+            average = state["average"]
+        else:  # packed: the averaged weights alone
+            average = [p.detach().clone() for p in parameters]
     module.train()
     device_type = parameters[0].device.type
     sums: dict[str, float] = {}
@@ -93,13 +98,29 @@ def train(
             print(f"{name}: step {step + 1} of {options.steps}, {means}, {seconds} s a step", flush=True)
             save_atomically(
                 {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
-                 "average": average, "step": step + 1},
+                 "average": average, "names": names, "step": step + 1},
                 state_path,
             )  # fmt: skip
             sums, counted, started = {}, 0, time.monotonic()
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), average)  # type: ignore[arg-type]
     return module.eval()
+
+
+def pack(source: Path, target: Path) -> None:
+    """Copy the state of every part without what only the optimizer needs, weights as float16.
+
+    A finished part is the same afterwards, to the precision of the checkpoint; an unfinished one goes
+    on from its averaged weights with an optimizer that has to find its step sizes again.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.state.pt")):
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        module = dict(state["module"])
+        if "average" in state:
+            module |= dict(zip(state["names"], state["average"], strict=True))
+        packed = {name: v.half() if v.is_floating_point() else v for name, v in module.items()}
+        save_atomically({"module": packed, "step": state["step"]}, target / path.name)
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:
