@@ -16,6 +16,7 @@ import numpy as np
 from sonic.errors import BundleError
 from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
 
+PACKAGED_BUNDLES = Path(__file__).parent / "bundles"  # what the distribution brings along
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -76,9 +77,14 @@ def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
 
 
 def search_path() -> list[Path]:
-    """Where bundles are looked for: ``$SONIC_HOME``, ``./bundles``, the user's data directory."""
+    """Where bundles are looked for: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
     home = os.environ.get("SONIC_HOME")
-    return [*([Path(home)] if home else []), Path("bundles"), _user_data_directory() / "sonic"]
+    return [
+        *([Path(home)] if home else []),
+        Path("bundles"),
+        _user_data_directory() / "sonic",
+        PACKAGED_BUNDLES,
+    ]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:

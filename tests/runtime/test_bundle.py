@@ -97,10 +97,11 @@ def test_no_json(bundle: Path) -> None:
 def test_names_are_searched(bundle: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("SONIC_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sonic.bundle.PACKAGED_BUNDLES", tmp_path / "package")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError, match="no bundle was found.*sonic-convert convert"):
         find_bundle("mine")
-    for folder in (tmp_path / "data/sonic", tmp_path / "bundles", tmp_path / "home"):
+    for folder in (tmp_path / "package", tmp_path / "data/sonic", tmp_path / "bundles", tmp_path / "home"):
         shutil.copytree(bundle, folder / "mine")
         assert find_bundle("mine").resolve() == folder / "mine"
     with pytest.raises(BundleError, match="bundles found: .*home/mine"):
