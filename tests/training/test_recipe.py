@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sonic_convert.checkpoint import Checkpoint
+from sonic_training.denoiser import DenoiserOptions
 from sonic_training.recipe import Recipe, make_checkpoint
 from sonic_training.trainer import TrainingOptions
 
@@ -36,7 +37,10 @@ RECIPE = replace(
     buckets=short(),
     interpolator=short(),
     face_detector=short(),
-    denoiser=short(),
+    denoiser=(
+        (DenoiserOptions(window_frames=4, windows_a_step=2), short()),
+        (DenoiserOptions(window_frames=6, windows_a_step=1), short()),
+    ),
 )
 
 
@@ -50,3 +54,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_every_part_of_the_official_layout_is_written(made: tuple[Path, Path]) -> None:
     checkpoint = Checkpoint.open(made[1])
     assert checkpoint.name == "sonic-tiny"
+    names = {path.name.removesuffix(".state.pt") for path in (made[0] / "work/training").glob("*.pt")}
+    assert names == {
+        "audio", "vae-crops", "vae-whole", "image-encoder", "buckets", "interpolator",
+        "face-detector", "denoiser-4", "denoiser-6",
+    }  # fmt: skip
+
+
+def test_a_finished_recipe_is_only_written_again(
+    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.load(made[1] / "Sonic/unet.pth", weights_only=True)
+    make_checkpoint(made[0] / "work", made[0] / "again", RECIPE)
+    after = torch.load(made[0] / "again/Sonic/unet.pth", weights_only=True)
+    assert "step" not in capsys.readouterr().out
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -40,7 +40,7 @@ class DenoiserOptions:
     windows_a_step: int = 3
     sigma_log_mean: float = 0.7
     sigma_log_deviation: float = 1.6
-    drop_all: float = 0.08
+    drop_all: float = 0.06
     drop_audio: float = 0.12
     mouth_weight: float = 4.0
 
@@ -95,15 +95,28 @@ def build_unet(config: dict[str, Any], seed: int) -> SonicUNet:
 
 
 def train_denoiser(
-    model: Denoiser, clips: EncodedClips, folder: Path, options: DenoiserOptions,
-    training: TrainingOptions, seed: int,
-) -> Denoiser:  # fmt: skip
-    """Train on random windows of the clips."""
+    model: Denoiser,
+    clips: EncodedClips,
+    folder: Path,
+    stages: tuple[tuple[DenoiserOptions, TrainingOptions], ...],
+    seed: int,
+) -> Denoiser:
+    """Train on random windows of the clips, one stage after another.
 
-    def loss(step: int) -> dict[str, Tensor]:
-        return denoiser_loss(model, clips, options, np.random.default_rng([seed, step]))
+    Stages of short windows come first: for the same work they show more people and more noise levels
+    a step; the last one has the windows that the sampler uses.
+    """
+    names = [f"denoiser-{options.window_frames}" for options, _ in stages]
+    started = [index for index, name in enumerate(names) if (folder / f"{name}.state.pt").exists()]
+    for index, (options, training) in enumerate(stages):
+        if started and index < started[-1]:
+            continue
 
-    train("denoiser", model, loss, folder, training)
+        def loss(step: int, options: DenoiserOptions = options) -> dict[str, Tensor]:
+            generator = np.random.default_rng([seed, options.window_frames, step])
+            return denoiser_loss(model, clips, options, generator)
+
+        train(names[index], model, loss, folder, training)
     return model
 
 

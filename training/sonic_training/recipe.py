@@ -66,10 +66,18 @@ class Recipe:
     buckets: TrainingOptions = TrainingOptions(steps=800, bfloat16=False)
     interpolator: TrainingOptions = TrainingOptions(steps=1500)
     face_detector: TrainingOptions = TrainingOptions(steps=2000, bfloat16=False)
-    denoiser: TrainingOptions = TrainingOptions(
-        steps=20_000, learning_rate=8e-4, average_decay=0.9995, save_every_steps=100
+    denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
+        (
+            DenoiserOptions(window_frames=9, windows_a_step=6),
+            TrainingOptions(
+                14_000, 1e-3, final_learning_rate=3e-4, average_decay=0.999, save_every_steps=100
+            ),
+        ),
+        (
+            DenoiserOptions(window_frames=25, windows_a_step=3),
+            TrainingOptions(6000, 4e-4, average_decay=0.9995, save_every_steps=100),
+        ),
     )
-    windows: DenoiserOptions = DenoiserOptions()
 
 
 def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
@@ -128,7 +136,7 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
 
     unet = denoiser.build_unet(dimensions.unet_config(), recipe.weights_seed)
     model = denoiser.Denoiser(unet, tokens)
-    denoiser.train_denoiser(model, clips, state, recipe.windows, recipe.denoiser, seeds["denoiser"])
+    denoiser.train_denoiser(model, clips, state, recipe.denoiser, seeds["denoiser"])
 
     def write(writer: CheckpointWriter) -> None:
         writer.unet(model.unet.state_dict())
