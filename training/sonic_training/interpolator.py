@@ -15,6 +15,7 @@ from sonic_training.trainer import TrainingOptions, train
 
 _FRAMES = 20
 _TRIPLETS_A_STEP = 6
+_MOTION_WEIGHT = 20.0
 
 
 def build(channels: int, seed: int) -> FrameInterpolator:
@@ -59,9 +60,11 @@ def train_interpolator(
         middle = interpolator(x[0], x[2]).float()
         error = (middle - x[1]).abs()
         blend = (0.5 * (x[0] + x[2]) - x[1]).abs()
-        # The teacher is part of the file, not of the prediction; it stays as it was.
-        return {"loss": error.mean(), "against_blend": error.mean() / (blend.mean() + 1e-6)}
+        # Most of a frame does not move, where a blend is right and says nothing about motion.
+        weight = 1 + _MOTION_WEIGHT * (blend.amax(dim=1, keepdim=True) > 0.02)
+        return {"loss": (weight * error).mean(), "against_blend": error.sum() / (blend.sum() + 1e-6)}
 
+    # The teacher is part of the file, not of the prediction; it stays as it was.
     for parameter in interpolator.block_tea.parameters():
         parameter.requires_grad_(False)
     train("interpolator", interpolator, loss, work / "training", options)

@@ -64,7 +64,7 @@ class Recipe:
     audio: TrainingOptions = TrainingOptions(steps=3000, learning_rate=1.5e-3, bfloat16=False)
     image_encoder: TrainingOptions = TrainingOptions(steps=1500)
     buckets: TrainingOptions = TrainingOptions(steps=800, bfloat16=False)
-    interpolator: TrainingOptions = TrainingOptions(steps=1500)
+    interpolator: TrainingOptions = TrainingOptions(steps=2000, learning_rate=2e-3)
     face_detector: TrainingOptions = TrainingOptions(steps=2000, bfloat16=False)
     denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
         (
