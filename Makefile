@@ -45,6 +45,7 @@ parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTor
 	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)
 
 train-tiny: $(READY) ## train sonic-tiny from nothing (a night on two cores; goes on where it stopped)
+	@mkdir -p build/sonic-tiny/training && cp -n training/progress/*.state.pt build/sonic-tiny/training/ 2> /dev/null || true
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
 test: $(READY) ## run the fast tests
