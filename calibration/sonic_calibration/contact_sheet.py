@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sonic.audio import Sound
-from sonic.errors import InputError, OutputError
+from sonic.errors import InputError
 from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic.video import Video
+from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import Box, box_part
 from sonic_calibration.quality import LipSync, lip_sync, mouth_opening, speech_opening
 
@@ -77,22 +76,9 @@ def write_contact_sheet(
         raise InputError(f"a contact sheet of {frames} frames should have 1 to 24")
     if not len(video):
         raise InputError("there are no frames to show; give a video with at least one")
-    _write(path, _draw(video, face_box, min(frames, len(video)), title))
+    sheet = _draw(video, face_box, min(frames, len(video)), title)
+    replace_file(path, lambda partial: sheet.save(partial, format="PNG", optimize=True))
 
-
-def _write(path: Path, sheet: Image.Image) -> None:
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.png")
-    try:
-        sheet.save(temporary, format="PNG", optimize=True)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"cannot write {path} ({error.strerror or error}); choose another place"
-            ) from error
-        raise
 
 
 def _draw(video: Video, face_box: Box | None, tiles: int, title: str) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sonic.errors import InputError, OutputError
+from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
+from sonic_calibration.files import replace_file
 from sonic_calibration.identity import Identity, IdentityMeter
 from sonic_calibration.picture_quality import (
     Box,
@@ -211,10 +211,5 @@ def write_quality(path: Path, report: QualityReport) -> None:
     Raises:
         OutputError: it cannot be written there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another place") from error
+    text = json.dumps(report.to_json(), indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text))

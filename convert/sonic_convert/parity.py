@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +18,12 @@ from rich.table import Table
 from torch import Tensor
 
 from sonic.engine import Call
-from sonic.errors import InputError, OutputError
+from sonic.errors import InputError
 from sonic.model import SonicModel, load_model
 from sonic.noise import load_noise
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
+from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import VideoDifference, compare_videos
 from sonic_calibration.recorder import Recorder
 from sonic_convert.checkpoint import Checkpoint
@@ -177,26 +177,16 @@ def print_report(report: ParityReport, console: Console) -> None:
 
 def write_report(report: ParityReport, path: Path) -> None:
     """Write the report as JSON, at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another place") from error
+    text = json.dumps(report.to_json(), indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text))
 
 
 def write_picture(path: Path, frame: np.ndarray, expected: np.ndarray) -> None:
     """Write bundle, PyTorch and 16 times their difference, side by side."""
     difference = np.abs(frame.astype(np.int16) - expected) * 16
     panels = [frame, expected, np.clip(difference, 0, 255).astype(np.uint8)]
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        Image.fromarray(np.concatenate(panels, axis=1)).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another place") from error
+    picture = Image.fromarray(np.concatenate(panels, axis=1))
+    replace_file(path, lambda partial: picture.save(partial, format="PNG"))
 
 
 def _run_bundle(

@@ -109,8 +109,13 @@ def train_audio(
 
 def token_windows(states: Tensor, constants: AudioConstants) -> Tensor:
     """(states, layers, width) -> (frames, window, layers, width), padded with zeros as the runtime does."""
-    before, after = constants.token_padding_states
-    padded = functional.pad(states, (0, 0, 0, 0, before, after))
+    return state_windows(states, constants.token_padding_states, constants.token_window_states, constants)
+
+
+def state_windows(
+    states: Tensor, padding: tuple[int, int], window: int, constants: AudioConstants
+) -> Tensor:
+    """(states, layers, width) -> (frames, window, layers, width), of a sequence padded with zeros."""
+    padded = functional.pad(states, (0, 0, 0, 0, *padding))
     frames = len(states) // constants.states_per_frame
-    windows = padded.unfold(0, constants.token_window_states, constants.states_per_frame)[:frames]
-    return windows.permute(0, 3, 1, 2)
+    return padded.unfold(0, window, constants.states_per_frame)[:frames].movedim(-1, 1)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from sonic.audio import log_mel
 from sonic.constants import AudioConstants
 from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket
+from sonic_training.audio import state_windows
 from sonic_training.clips import motion_buckets, random_liveliness
 from sonic_training.speech import Corpus
 from sonic_training.trainer import TrainingOptions, train
@@ -62,8 +62,4 @@ def train_bucket_head(
 
 def bucket_windows(states: Tensor, constants: AudioConstants) -> Tensor:
     """(states, 1, width) -> (frames, window, 1, width), padded with zeros as the runtime does."""
-    before, after = constants.bucket_padding_states
-    padded = functional.pad(states, (0, 0, 0, 0, before, after))
-    frames = len(states) // constants.states_per_frame
-    windows = padded.unfold(0, constants.bucket_window_states, constants.states_per_frame)[:frames]
-    return windows.permute(0, 3, 1, 2)
+    return state_windows(states, constants.bucket_padding_states, constants.bucket_window_states, constants)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sonic.constants import Constants
 from sonic.portrait import prepare_portrait
+from sonic_calibration.files import replace_file
 from sonic_convert.face_drawing import Look, Pose
 from sonic_training import mouth
 from sonic_training.actors import (
@@ -168,10 +169,8 @@ def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
         draw_clip(np.random.default_rng([seed, 7, start + index]), corpus, options) for index in range(count)
     ]
     arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in Clip.__dataclass_fields__}
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    # The name ends in .npz already, so that NumPy adds nothing to it.
+    replace_file(path, lambda partial: np.savez(partial, **arrays))  # type: ignore[arg-type]
     return str(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +101,3 @@ def _mouth(box: NDArray[np.float32], pixels: int, side: int) -> Tensor:
     mask = torch.zeros(1, side, side, dtype=torch.float16)
     mask[:, int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1
     return mask
-
-
-def remove_stale(folder: Path) -> None:
-    """Delete what an interrupted run left half written."""
-    for path in folder.glob(".*.new"):
-        os.unlink(path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -22,10 +19,11 @@ from sonic.model import SonicModel, load_model
 from sonic.sampler import window_indices
 from sonic.video import Video, save_video
 from sonic_calibration.contact_sheet import write_contact_sheet
+from sonic_calibration.files import replace_file
 from sonic_calibration.quality_report import QualityReport, judge
 from sonic_convert.face_drawing import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
-from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus
+from sonic_training.speech import Corpus, build_corpus, write_wav
 
 HELD_OUT_SEED = 900_000  # training draws its people from other seeds
 SCALES = (0.5, 1.0, 1.5)
@@ -55,7 +53,7 @@ def held_out_clips(folder: Path, count: int, side_pixels: int = 128) -> list[Hel
             clip = corpus.clip(generator, float(np.linspace(2, 8, count)[index]))
         portrait, speech = folder / f"{index:02d}.png", folder / f"{index:02d}.wav"
         Image.fromarray(picture).save(portrait)
-        _write_wav(speech, clip.heard)
+        write_wav(speech, clip.heard)
         x1, y1, x2, y2 = (value / 4 for value in framing.face_box)
         clips.append(HeldOutClip(f"{index:02d} {clip.voice}", portrait, speech, (x1, y1, x2, y2)))
     return clips
@@ -105,14 +103,6 @@ def summary(reports: Sequence[QualityReport]) -> dict[str, Any]:
     }
 
 
-def _write_wav(path: Path, samples: NDArray[np.float32]) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle")
 @click.option("--clips", default=20, show_default=True, help="How many held-out clips of 2 to 8 s.")
@@ -146,10 +136,8 @@ def evaluate(bundle: str, clips: int, steps: int, scales: bool, out: Path) -> di
             str(scale): [judge_clip(model, clip, steps, scale)[1].mouth_amplitude for clip in made[:5]]
             for scale in SCALES
         }
-    path = out / "results.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(results, indent=1) + "\n"
+    replace_file(out / "results.json", lambda partial: partial.write_text(text))
     table = Table("measure", "value", title=f"{bundle}: {clips} held-out clips, {steps} steps")
     for name, value in results["summary"].items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))

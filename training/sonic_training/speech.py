@@ -22,6 +22,7 @@ import soxr
 
 from sonic.audio import SILENCE_PEAK_DBFS
 from sonic.errors import InputError, OutputError
+from sonic_calibration.files import replace_file
 from sonic_training.sentences import VOICES, Split, Voice, plan_corpus
 
 SAMPLE_RATE_HZ = 16_000
@@ -160,12 +161,12 @@ def build_corpus(
         for number, plan in enumerate(plans, 1):
             path = folder / plan.name
             if not path.is_file():
-                _write_wav(path, _fitting(plan.text, table[plan.voice], plan.speed, plan.pitch))
+                write_wav(path, _fitting(plan.text, table[plan.voice], plan.speed, plan.pitch))
             if progress is not None:
                 progress(number, len(plans))
         entries = [asdict(plan) | {"file": plan.name} for plan in plans]
         text = json.dumps({"utterances": entries}, indent=1, ensure_ascii=False) + "\n"
-        _write(folder / _INDEX, lambda partial: partial.write_text(text, encoding="utf-8"))
+        replace_file(folder / _INDEX, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"{folder}: the speech corpus cannot be written ({error})") from error
     return folder
@@ -187,22 +188,15 @@ def _fitting(text: str, voice: Voice, speed: float, pitch: int) -> np.ndarray:
     return np.pad(samples, (0, max(shortest - len(samples), 0)))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write float32 (n,) at 16 kHz as a mono 16-bit file, whole or not at all."""
 
-
-def _write_wav(path: Path, samples: np.ndarray) -> None:
     def write(partial: Path) -> None:
         with wave.open(str(partial), "wb") as file:
             file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
             file.writeframes(np.clip(np.rint(samples * _FULL_SCALE), -32_768, 32_767).astype("<i2").tobytes())
 
-    _write(path, write)
+    replace_file(path, write)
 
 
 def _read_wav(path: Path) -> tuple[np.ndarray, int]:

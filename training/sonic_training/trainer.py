@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sonic_calibration.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,7 @@ def learning_rate(step: int, options: TrainingOptions) -> float:
 
 def save_atomically(values: object, path: Path) -> None:
     """`torch.save`, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    torch.save(values, temporary)
-    os.replace(temporary, path)
+    replace_file(path, lambda partial: torch.save(values, partial))
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
