@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler
+from PIL import Image
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from sonic.audio import Sound, mono_samples
-from sonic.errors import InputError
-from sonic.face import detect_faces
-from sonic.model import load_speech
+from sonic.face import Face, detect_faces
+from sonic.generation import load_speech
 from sonic.noise import check_noise, draw_noise
 from sonic.options import GenerationOptions
-from sonic.portrait import Portrait, crop_box, load_portrait, prepare_portrait
+from sonic.portrait import Portrait, frame_portrait, load_portrait
 from sonic.progress import NoProgress, Progress
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.submodels import SUBMODELS, build_unet
+
+Detector = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""A face detector's `run`, as :func:`sonic.face.detect_faces` calls it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class TorchReference:
         options: GenerationOptions,
         noise: np.ndarray | None = None,
         progress: Progress | None = None,
+        detector: Detector | None = None,
     ) -> ReferenceResult:
         """Generate a clip.
 
@@ -90,10 +94,13 @@ class TorchReference:
             options: `lip_sync_correction` and `smooth_motion` are not part of the published pipeline.
             noise: (frames, 4, h, w) float32; drawn from the seed as the runtime does by default.
             progress: shows the stages.
+            detector: finds the face in place of the checkpoint's own. A mask's edges are whole
+                pixels, so that a box that differs in its last bits can move one by a pixel: whoever
+                compares what comes after gives both sides the same one.
         """
         progress = progress or NoProgress()
         options = options.resolved(self.constants)
-        portrait = self.portrait(image, options)
+        portrait = self.portrait(image, options, detector)
         sound = load_speech(audio, options)
         with progress.stage("torch: portrait", 2) as advance:
             with self.network("image_encoder") as encoder:
@@ -126,28 +133,25 @@ class TorchReference:
             sound,
         )
 
-    def portrait(self, image: Path, options: GenerationOptions) -> Portrait:
-        """The prepared portrait, its face found by the checkpoint's own detector."""
-        picture = load_portrait(image)
-        with self.network("face_detector") as detector:
+    def portrait(
+        self, image: Path, options: GenerationOptions, detector: Detector | None = None
+    ) -> Portrait:
+        """The prepared portrait, its face found by the checkpoint's own detector or by another."""
+        if detector is None:
+            with self.network("face_detector") as network:
 
-            def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-                arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
-                return {"predictions": detector(*arrays).numpy()}
+                def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                    arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
+                    return {"predictions": network(*arrays).numpy()}
 
-            faces = detect_faces(np.asarray(picture), run, self.constants.face)
-            if faces and options.expand_ratio is not None:
-                crop = crop_box(faces[0].box, options.expand_ratio, *picture.size)
-                picture = picture.crop(crop)
-                faces = detect_faces(np.asarray(picture), run, self.constants.face)
-        if not faces:
-            raise InputError(f"no face was found in {image}; use a picture that shows one from the front")
-        resolution = options.resolution_pixels
-        assert resolution is not None
-        limit = self.constants.portrait.enlargement_limit_pixels
-        if min(picture.size) < limit:
-            resolution = min(resolution, limit)
-        return prepare_portrait(picture, faces[0].box, resolution, self.constants.portrait)
+                return self.portrait(image, options, run)
+
+        def detect(picture: Image.Image) -> list[Face]:
+            return detect_faces(np.asarray(picture), detector, self.constants.face)
+
+        return frame_portrait(
+            load_portrait(image), str(image), detect, options, self.constants.portrait
+        )
 
     def _speech(self, sound: Sound, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (frames, tokens, width), those of silence, and buckets (frames, 2)."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sonic.errors import InputError
+from sonic.errors import InputError, warn
 from sonic.face import detect_faces
-from sonic.model import SonicWarning, load_model
+from sonic.model import load_model
 from sonic.portrait import load_portrait
 from sonic.video import Video
 from sonic_calibration.picture_quality import Box
@@ -76,11 +75,9 @@ def portrait_of_size(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     picture = load_portrait(path)
     change = width / height / (picture.width / picture.height)
     if not 1 - SHAPE_TOLERANCE < change < 1 / (1 - SHAPE_TOLERANCE):
-        warnings.warn(
+        warn(
             f"{path} has {picture.width}x{picture.height} pixels and the video {width}x{height}; if the "
-            "video was made from a crop, give that crop",
-            SonicWarning,
-            stacklevel=2,
+            "video was made from a crop, give that crop"
         )
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)

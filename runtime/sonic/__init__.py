@@ -7,14 +7,15 @@
     sonic.save_video(video, "output.mp4")
 """
 
-from sonic.errors import BundleError, InputError, OutputError, SonicError
-from sonic.model import SonicModel, SonicWarning, load_model
+from sonic.errors import BundleError, InputError, OutputError, SonicError, SonicWarning
+from sonic.model import ClipResult, SonicModel, load_model
 from sonic.video import Video, save_video
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BundleError",
+    "ClipResult",
     "InputError",
     "OutputError",
     "SonicError",

@@ -56,6 +56,13 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
+def engine_options(command: Any) -> Any:
+    """The options of every command that runs the UNet."""
+    command = click.option("--calls-at-once", type=click.IntRange(1), default=1, show_default=True,
+                           help="Denoising windows that run at the same time.")(command)  # fmt: skip
+    return click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")(command)
+
+
 def generation_options(command: Any) -> Any:
     """The options that ``sonic generate`` and ``generate.py`` share."""
     options = [
@@ -79,8 +86,8 @@ def generation_options(command: Any) -> Any:
         click.option("--noise", type=PATH,
                      help="Initial noise, .npy float32 (frames, 4, H/8, W/8)."),
         click.option("--dump", type=PATH, help="Folder for intermediate results (.npy)."),
-        click.option("--threads", type=click.IntRange(1), help="Threads for one operator."),
     ]  # fmt: skip
+    command = engine_options(command)
     for option in reversed(options):
         command = option(command)
     return command
@@ -103,13 +110,14 @@ def run_generate(
     resolution: int | None,
     steps: int | None,
     threads: int | None,
+    calls_at_once: int,
     **options: Any,
 ) -> None:
     """Generate a video and say where it is; errors as in :func:`user_errors`."""
     with user_errors():
         check_output_path(output)
         progress = ConsoleProgress()
-        model = sonic.load_model(bundle, threads=threads)
+        model = sonic.load_model(bundle, threads=threads, calls_at_once=calls_at_once)
         video = model.generate(
             image,
             audio,
@@ -131,6 +139,38 @@ def run_generate(
             f"{output}: {video.duration_seconds:.2f} s, {frames} frames of {width} x {height} at "
             f"{video.frame_rate_hz:g} Hz, {os.path.getsize(output) / 1e6:.2f} MB"
         )
+
+
+@main.command()
+@click.argument("jobs", type=PATH)
+@click.option("--bundle", required=True, help="A bundle's name or path.")
+@click.option("--together", type=click.IntRange(1), default=4, show_default=True,
+              help="Clips that are denoised together.")  # fmt: skip
+@click.option("--report", type=PATH, help="What became of each job [JOBS.report.jsonl].")
+@engine_options
+def batch(
+    jobs: Path, bundle: str, together: int, report: Path | None, threads: int | None, calls_at_once: int
+) -> None:
+    """Generate a video for every line of JOBS, a file of JSON objects.
+
+    A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
+    'sonic generate', for example {"image": "a.png", "audio": "a.wav", "output": "a.mp4", "seed": 7}.
+    A job that fails does not stop the others (exit code 1 in the end); a run that was stopped goes on
+    with what is not done.
+    """
+    with user_errors():
+        from sonic.batch import read_jobs, report_path, run_batch
+
+        todo = read_jobs(jobs)
+        model = sonic.load_model(bundle, threads=threads, calls_at_once=calls_at_once)
+        reports = run_batch(
+            model, todo, report or report_path(jobs), together, ConsoleProgress(),
+            lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
+        )  # fmt: skip
+        failed = sum(ended.status == "failed" for ended in reports)
+        click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")
+    if failed:
+        sys.exit(1)
 
 
 @main.command()

@@ -4,6 +4,8 @@ Every message is one sentence that names the file or the value and says what wou
 command lines print it without a traceback and exit with code 2.
 """
 
+import warnings
+
 
 class SonicError(ValueError):
     """Base class of every error that this package raises on purpose."""
@@ -19,3 +21,12 @@ class BundleError(SonicError):
 
 class OutputError(SonicError):
     """A result that cannot be written where it was asked for."""
+
+
+class SonicWarning(UserWarning):
+    """Something the user may want to know about an input; the result is as documented."""
+
+
+def warn(message: str) -> None:
+    """Warn the user; the command lines print the message once."""
+    warnings.warn(message, SonicWarning, stacklevel=3)

@@ -7,63 +7,66 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from sonic import frames as frame_stages
-from sonic.audio import Sound, load_sound, mono_samples
 from sonic.bundle import find_bundle, open_bundle
-from sonic.conditioning import AudioConditioning, condition_on_audio, frame_count
 from sonic.constants import Constants
-from sonic.dump import DumpWriter, RowWriter
 from sonic.engine import Engine, Observer, make_engine
-from sonic.errors import InputError
-from sonic.face import Face, detect_faces
-from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
+from sonic.errors import InputError, SonicError
+from sonic.generation import ClipRequest, Generation, PathLike, denoise_clips
 from sonic.manifest import Manifest
-from sonic.noise import check_noise, draw_noise, load_noise
 from sonic.options import GenerationOptions
-from sonic.portrait import Portrait, crop_box, load_portrait, prepare_portrait, resize_mask
-from sonic.progress import Progress, default_progress
-from sonic.sampler import ClipCondition, denoise, window_indices
-from sonic.spool import ArraySpool
+from sonic.progress import NoProgress, Progress, default_progress
 from sonic.video import Video
-
-PathLike = str | os.PathLike[str]
-
-
-class SonicWarning(UserWarning):
-    """Something the user may want to know about an input; the result is as documented."""
 
 
 def load_model(
-    name: PathLike, *, threads: int | None = None, check_digests: bool = True
+    name: PathLike,
+    *,
+    threads: int | None = None,
+    calls_at_once: int = 1,
+    check_digests: bool = True,
 ) -> SonicModel:
     """Load a bundle by path, or by name from ``$SONIC_HOME``, ``./bundles`` or the user's data folder.
 
     Args:
         name: a bundle's name or path.
         threads: threads for one operator; None lets the engine choose.
+        calls_at_once: how many windows of a denoising step run at the same time, each with `threads`;
+            their memory adds up. Results do not depend on it.
         check_digests: compare every file with the manifest's sha256.
 
     Raises:
         BundleError: there is no such bundle, or its files are missing, changed or too many.
     """
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, threads))
+    return SonicModel(make_engine(bundle, threads), calls_at_once)
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What became of one clip of :meth:`SonicModel.generate_many`: a video, or why there is none."""
+
+    index: int
+    video: Video | None
+    error: SonicError | None
 
 
 class SonicModel:
     """Generates videos with one bundle; make it with :func:`load_model`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, calls_at_once: int = 1) -> None:
         self.engine = engine
+        self.calls_at_once = calls_at_once
 
     @property
     def manifest(self) -> Manifest:
@@ -133,6 +136,109 @@ class SonicModel:
             OutputError: the dump or the spool cannot be written.
             BundleError: the bundle cannot be run.
         """
+        request = self._request(
+            image, audio, duration, min_resolution, inference_steps, seed, dynamic_scale,
+            motion_scale, expand_ratio, lip_sync_correction, smooth_motion, noise, dump,
+        )  # fmt: skip
+        progress = progress or default_progress()
+        spool = None if spool_directory is None else Path(spool_directory)
+        with self._observed(observer), Generation(self.engine, request, progress, spool) as clip:
+            clip.prepare()
+            denoise_clips(self.engine, [clip], progress, self._calls_at_once())
+            return clip.render()
+
+    def generate_many(
+        self,
+        clips: Iterable[Mapping[str, Any]],
+        *,
+        together: int = 4,
+        progress: Progress | None = None,
+        spool_directory: PathLike | None = None,
+    ) -> Iterator[ClipResult]:
+        """Generate several videos; each has the bytes that :meth:`generate` gives it.
+
+        Clips are denoised in groups, and while one group is, the videos of the group before are
+        decoded. A clip that cannot be generated does not stop the others.
+
+        Args:
+            clips: for each clip the arguments of :meth:`generate` by name, from `image` to `dump`.
+            together: how many clips are denoised together; their latents are in memory.
+            progress: shows the stages of preparing and denoising.
+            spool_directory: as for :meth:`generate`.
+
+        Yields:
+            A result for every clip, in the order of `clips`.
+
+        Raises:
+            InputError: `together` is no positive number.
+        """
+        if together < 1:
+            raise InputError(f"together is {together!r}, but should be a number of clips of at least 1")
+        progress = progress or NoProgress()
+        spool = None if spool_directory is None else Path(spool_directory)
+        waiting: list[Future[Video]] = []
+        first, numbered = 0, iter(clips)
+        with ThreadPoolExecutor(1) as renderer:
+            while group := list(islice(numbered, together)):
+                denoised = self._denoise_group(group, progress, spool)
+                yield from _results(first - len(waiting), waiting)
+                waiting = [renderer.submit(_render, clip) for clip in denoised]
+                first += len(group)
+            yield from _results(first - len(waiting), waiting)
+
+    def _denoise_group(
+        self, group: list[Mapping[str, Any]], progress: Progress, spool: Path | None
+    ) -> list[Generation | SonicError]:
+        """Every clip denoised, or what was wrong with it."""
+        clips: list[Generation | SonicError] = []
+        for arguments in group:
+            try:
+                request = self._request_of(arguments)
+                with Generation(self.engine, request, progress, spool).leave_open() as clip:
+                    clip.prepare()
+                clips.append(clip)
+            except SonicError as error:
+                clips.append(error)
+        prepared = [clip for clip in clips if isinstance(clip, Generation)]
+        try:
+            if prepared:
+                denoise_clips(self.engine, prepared, progress, self._calls_at_once())
+        except BaseException as error:
+            for clip in prepared:
+                clip.__exit__(type(error), error, error.__traceback__)
+            if not isinstance(error, SonicError):
+                raise
+            # The bundle's fault, whatever the clip.
+            return [error if isinstance(clip, Generation) else clip for clip in clips]
+        return clips
+
+    def _request_of(self, arguments: Mapping[str, Any]) -> ClipRequest:
+        names = [name for name in inspect.signature(self._request).parameters]
+        unknown = sorted(set(arguments) - set(names))
+        if unknown:
+            raise InputError(f"'{unknown[0]}' is no option of a clip; it should be one of {', '.join(names)}")
+        missing = [name for name in ("image", "audio") if name not in arguments]
+        if missing:
+            raise InputError(f"a clip needs '{missing[0]}', the path of a file")
+        return self._request(**arguments)
+
+    def _request(
+        self,
+        image: PathLike,
+        audio: PathLike,
+        duration: float | None = None,
+        min_resolution: int | None = None,
+        inference_steps: int | None = None,
+        seed: int | None = None,
+        dynamic_scale: float = 1.0,
+        motion_scale: float = 1.0,
+        expand_ratio: float | None = None,
+        lip_sync_correction: bool = False,
+        smooth_motion: bool = False,
+        noise: PathLike | np.ndarray | None = None,
+        dump: PathLike | None = None,
+    ) -> ClipRequest:
+        """The arguments of :meth:`generate`, checked and complete."""
         options = GenerationOptions(
             duration_seconds=duration,
             resolution_pixels=min_resolution,
@@ -143,23 +249,12 @@ class SonicModel:
             expand_ratio=expand_ratio,
             lip_sync_correction=lip_sync_correction,
             smooth_motion=smooth_motion,
-        ).resolved(self.constants)
-        progress = progress or default_progress()
-        spool = None if spool_directory is None else Path(spool_directory)
-        with ExitStack() as stack:
-            stack.enter_context(self._observed(observer))
-            picture = load_portrait(image)
-            sound = load_speech(audio, options)
-            writer = stack.enter_context(DumpWriter(dump)) if dump is not None else None
-            portrait = self._prepare_portrait(picture, str(image), options)
-            samples = mono_samples(sound, self.constants.audio.sample_rate_hz)
-            frames = self._frame_count(samples, sound)
-            initial_noise = self._noise(noise, frames, portrait, options)
-            condition, conditioning = self._condition(portrait, samples, options, progress, spool)
-            latents = self._denoise(initial_noise, condition, options, progress)
-            if writer is not None:
-                _dump_conditioning(writer, conditioning, latents)
-            return self._render(latents, portrait, sound, options, progress, writer, spool)
+        )
+        return ClipRequest(image, audio, options.resolved(self.constants), noise, dump)
+
+    def _calls_at_once(self) -> int:
+        """An observer sees one call after another."""
+        return 1 if self.engine.observer is not None else self.calls_at_once
 
     @contextmanager
     def _observed(self, observer: Observer | None) -> Iterator[None]:
@@ -169,205 +264,20 @@ class SonicModel:
         finally:
             self.engine.observer = before
 
-    def _prepare_portrait(
-        self, picture: Image.Image, path: str, options: GenerationOptions
-    ) -> Portrait:
-        faces = self._detect(picture)
-        if not faces:
-            raise InputError(f"no face was found in {path}; use a picture that shows one from the front")
-        if len(faces) > 1:
-            _warn(f"{path} shows {len(faces)} faces; the largest one is used")
-        box = faces[0].box
-        if options.expand_ratio is not None:
-            crop = crop_box(box, options.expand_ratio, *picture.size)
-            picture = picture.crop(crop)
-            left, top = crop[:2]
-            cropped = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-            # As published: the face is detected again in the crop.
-            found_again = self._detect(picture)
-            box = found_again[0].box if found_again else cropped
-        resolution = options.resolution_pixels
-        assert resolution is not None
-        limit = self.constants.portrait.enlargement_limit_pixels
-        if min(picture.size) < limit < resolution:
-            what = "the face crop of " if options.expand_ratio is not None else ""
-            _warn(
-                f"the short side of {what}{path} has {min(picture.size)} pixels, so the resolution "
-                f"is lowered from {resolution} to {limit}"
-            )
-            resolution = limit
-        return prepare_portrait(picture, box, resolution, self.constants.portrait)
 
-    def _detect(self, picture: Image.Image) -> list[Face]:
-        with self.engine.open("face_detector") as detector:
-            return detect_faces(np.asarray(picture), detector.run, self.constants.face)
-
-    def _frame_count(self, samples: np.ndarray, sound: Sound) -> int:
-        frames = frame_count(len(samples), self.constants.audio)
-        if frames < 1:
-            shortest = self.constants.audio.samples_per_frame / self.constants.audio.sample_rate_hz
-            raise InputError(
-                f"the recording lasts {sound.duration_seconds:.3f} s, but one frame needs {shortest:g} s"
-            )
-        return frames
-
-    def _noise(
-        self,
-        noise: PathLike | np.ndarray | None,
-        frames: int,
-        portrait: Portrait,
-        options: GenerationOptions,
-    ) -> np.ndarray:
-        video = self.constants.video
-        stride = video.latent_stride_pixels
-        shape = (frames, video.latent_channels, portrait.height // stride, portrait.width // stride)
-        if noise is None:
-            assert options.seed is not None
-            return draw_noise(options.seed, *shape)
-        array, name = (noise, "noise") if isinstance(noise, np.ndarray) else (load_noise(noise), str(noise))
-        check_noise(array, name, shape)
-        return array
-
-    def _condition(
-        self,
-        portrait: Portrait,
-        samples: np.ndarray,
-        options: GenerationOptions,
-        progress: Progress,
-        spool: Path | None,
-    ) -> tuple[ClipCondition, AudioConditioning]:
-        audio = self.constants.audio
-        with progress.stage("portrait", 2) as advance:
-            with self.engine.open("image_encoder") as image_encoder:
-                inputs = {"pixel_values": portrait.image_encoder_input}
-                embedding = image_encoder.run(inputs)["image_embedding"]
-            advance()
-            with self.engine.open("vae_encoder") as vae_encoder:
-                reference = vae_encoder.run({"image": portrait.reference})["latent"]
-            advance()
-        windows = -(-len(samples) // audio.window_samples)
-        with progress.stage("speech", windows) as advance:
-            conditioning = condition_on_audio(
-                samples,
-                embedding,
-                self.engine.bundle.asset("mel_filters"),
-                self.engine,
-                audio,
-                advance,
-                spool,
-            )
-        scales = np.array(
-            [options.dynamic_scale, options.dynamic_scale * options.motion_scale], np.float32
-        )
-        levels = sum(
-            tensor.name.startswith("mask_") for tensor in self.manifest.submodels["unet"].inputs
-        )
-        latent_height, latent_width = reference.shape[2:]
-        masks = [
-            resize_mask(portrait.face_mask, latent_height >> level, latent_width >> level)
-            for level in range(levels)
-        ]
-        condition = ClipCondition(
-            reference_latent=reference[0],
-            image_embedding=embedding[0],
-            audio_tokens=conditioning.tokens,
-            unconditional_tokens=conditioning.unconditional_tokens,
-            buckets=conditioning.buckets * scales,
-            masks=masks,
-        )
-        return condition, conditioning
-
-    def _denoise(
-        self,
-        noise: np.ndarray,
-        condition: ClipCondition,
-        options: GenerationOptions,
-        progress: Progress,
-    ) -> np.ndarray:
-        sampler = self.constants.sampler
-        assert options.steps is not None
-        windows = len(window_indices(len(noise), 0, sampler))
-        with (
-            self.engine.open("unet") as unet,
-            progress.stage("denoising", options.steps * windows) as advance,
-        ):
-            return denoise(noise, condition, unet, options.steps, sampler, advance)
-
-    def _render(
-        self,
-        latents: np.ndarray,
-        portrait: Portrait,
-        sound: Sound,
-        options: GenerationOptions,
-        progress: Progress,
-        writer: DumpWriter | None,
-        spool_directory: Path | None,
-    ) -> Video:
-        constants = self.constants.video
-        count = max(1, round(sound.duration_seconds * constants.frame_rate_hz))
-        shape = (portrait.height, portrait.width, 3)
-        spool = ArraySpool(shape, np.uint8, directory=spool_directory)
-        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
-        with ExitStack() as stack:
-            decoder = stack.enter_context(self.engine.open("vae_decoder"))
-            interpolator = stack.enter_context(self.engine.open("frame_interpolator"))
-            advance = stack.enter_context(progress.stage("frames", count))
-            pictures = frame_stages.decode(latents, decoder, constants)
-            if writer is not None:
-                dumped = (len(latents), *shape)
-                append = stack.enter_context(writer.open_rows("frames", dumped, np.uint8))
-                pictures = _copied(pictures, append)
-            if constants.interpolation_factor == 2:
-                pictures = frame_stages.interpolate(pictures, interpolator)
-            if options.smooth_motion:
-                pictures = frame_stages.smooth(pictures)
-            for picture in frame_stages.hold_last(pictures, count):
-                frame = frame_stages.quantize(picture)
-                spool.append(frame[None])
-                if meter is not None:
-                    meter.update(frame)
-                advance()
-        if meter is not None:
-            offset = sound_offset_frames(meter.signal, sound, constants.frame_rate_hz)
-            sound = shift_sound(sound, offset, constants.frame_rate_hz)
-        return Video(spool, frame_rate_hz=constants.frame_rate_hz, sound=sound)
+def _render(clip: Generation | SonicError) -> Video:
+    if isinstance(clip, SonicError):
+        raise clip
+    with clip:
+        return clip.render(NoProgress())  # a terminal shows one bar at a time: that of the denoising
 
 
-def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
-    """The part of a recording that `options` ask for.
-
-    Raises:
-        InputError: the recording cannot be used, or is shorter than the duration asked for.
-    """
-    sound = load_sound(path, maximum_seconds=options.duration_seconds)
-    wanted = options.duration_seconds
-    if wanted is not None and sound.duration_seconds + 1.5 / sound.sample_rate_hz < wanted:
-        raise InputError(
-            f"duration is {wanted:g} s, but {path} lasts {sound.duration_seconds:.3f} s; "
-            "ask for at most its length"
-        )
-    return sound
+def _results(first: int, futures: list[Future[Video]]) -> Iterator[ClipResult]:
+    for index, future in enumerate(futures, first):
+        try:
+            yield ClipResult(index, future.result(), None)
+        except SonicError as error:
+            yield ClipResult(index, None, error)
 
 
-def _dump_conditioning(
-    writer: DumpWriter, conditioning: AudioConditioning, latents: np.ndarray
-) -> None:
-    tokens = conditioning.tokens
-    writer.write_rows("audio_tokens", tokens, tokens.shape, np.float32)
-    writer.write("uncond_tokens", conditioning.unconditional_tokens)
-    writer.write("buckets", conditioning.buckets)
-    writer.write("latents", latents)
-
-
-def _copied(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.ndarray]:
-    """Pass pictures on, and write each as uint8."""
-    for picture in pictures:
-        append(frame_stages.quantize(picture))
-        yield picture
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SonicWarning, stacklevel=4)
-
-
-__all__ = ["SonicModel", "SonicWarning", "load_model"]
+__all__ = ["ClipResult", "SonicModel", "load_model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sonic.constants import PortraitConstants
-from sonic.errors import InputError
+from sonic.errors import InputError, warn
+from sonic.face import Face
+from sonic.options import GenerationOptions
 
 MAXIMUM_PIXELS = 64_000_000
 MINIMUM_SIDE_PIXELS = 32
@@ -185,6 +188,52 @@ def output_size(width: int, height: int, resolution_pixels: int, multiple: int) 
             f"the resolution is {resolution_pixels} pixels; it should be {multiple} or more"
         )
     return new_width, new_height
+
+
+def frame_portrait(
+    picture: Image.Image,
+    name: str,
+    detect: Callable[[Image.Image], list[Face]],
+    options: GenerationOptions,
+    constants: PortraitConstants,
+) -> Portrait:
+    """Find the face, crop to it where the options ask for it, and prepare what is seen.
+
+    Args:
+        picture: RGB.
+        name: of the picture, for messages.
+        detect: finds the faces of a picture, the largest first.
+        options: resolved; `expand_ratio` and `resolution_pixels` count here.
+        constants: of the bundle.
+
+    Raises:
+        InputError: no face was found, or the picture cannot be brought to the resolution.
+    """
+    faces = detect(picture)
+    if not faces:
+        raise InputError(f"no face was found in {name}; use a picture that shows one from the front")
+    if len(faces) > 1:
+        warn(f"{name} shows {len(faces)} faces; the largest one is used")
+    box = faces[0].box
+    if options.expand_ratio is not None:
+        crop = crop_box(box, options.expand_ratio, *picture.size)
+        picture = picture.crop(crop)
+        left, top = crop[:2]
+        cropped = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        # As published: the face is detected again in the crop.
+        found_again = detect(picture)
+        box = found_again[0].box if found_again else cropped
+    resolution = options.resolution_pixels
+    assert resolution is not None
+    limit = constants.enlargement_limit_pixels
+    if min(picture.size) < limit < resolution:
+        what = "the face crop of " if options.expand_ratio is not None else ""
+        warn(
+            f"the short side of {what}{name} has {min(picture.size)} pixels, so the resolution "
+            f"is lowered from {resolution} to {limit}"
+        )
+        resolution = limit
+    return prepare_portrait(picture, box, resolution, constants)
 
 
 def prepare_portrait(

@@ -8,7 +8,9 @@ a window, whose frames appear more than once) the results are averaged.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -48,61 +50,119 @@ def window_indices(frames: int, step: int, constants: SamplerConstants) -> list[
     return [(start - shift + offsets) % frames for start in range(0, frames, stride)]
 
 
-def denoise(
-    noise: np.ndarray,
-    condition: ClipCondition,
-    unet: Session,
-    steps: int,
-    constants: SamplerConstants,
-    advance: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Sample a clip's latents.
+class ClipSampler:
+    """The latents of one clip from noise to what is decoded, one denoising step after another.
 
     Args:
         noise: (frames, 4, h, w) float32, standard normal.
         condition: what the clip shows and says.
-        unet: the open UNet.
         steps: denoising steps, at least 1.
         constants: sigmas, guidance and windows of the bundle.
-        advance: called after every window of every step.
 
-    Returns:
-        (frames, 4, h, w) float32, scaled latents.
+    Attributes:
+        latents: (frames, 4, h, w) float32, scaled; finished when `step` is `steps`.
+        step: how many steps are done.
+    """
+
+    def __init__(
+        self, noise: np.ndarray, condition: ClipCondition, steps: int, constants: SamplerConstants
+    ) -> None:
+        self.steps, self.step = steps, 0
+        self._condition, self._constants = condition, constants
+        self._sigmas = karras_sigmas(steps, constants)
+        self._image_scales = guidance_scales(constants.image_guidance, steps)
+        self._audio_scales = guidance_scales(constants.audio_guidance, steps)
+        self._reading = Lock()  # a spool has one file position
+        self.latents = noise * self._sigmas[0] + condition.reference_latent * np.float32(
+            constants.initial_latent_scale
+        )
+
+    @property
+    def calls(self) -> int:
+        """How often the UNet runs in all."""
+        return self.steps * len(self.windows)
+
+    @property
+    def windows(self) -> list[np.ndarray]:
+        """The frames of this step's windows."""
+        return window_indices(len(self.latents), self.step, self._constants)
+
+    def run_window(self, unet: Session, window: int, indices: np.ndarray) -> np.ndarray:
+        """One window of this step: its frames' latents after the step; may run in any thread.
+
+        Raises:
+            BundleError: the UNet returned values that are not finite.
+        """
+        sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
+        latents = self.latents[indices]
+        with self._reading:
+            inputs = window_inputs(latents, indices, sigma, self._condition, self._constants)
+        prediction = unet.run(inputs, step=self.step, sigma=sigma, window=window)["prediction"]
+        if not np.isfinite(prediction).all():
+            raise BundleError(
+                f"the UNet returned values that are not finite at step {self.step + 1} of "
+                f"{self.steps}; the bundle's weights or precision cannot be right: run "
+                "'sonic-convert parity'"
+            )
+        neither, image, audio = prediction
+        guided = (
+            neither
+            + self._image_scales[self.step] * (image - neither)
+            + self._audio_scales[self.step] * (audio - image)
+        )
+        return euler_step(latents, guided, sigma, next_sigma)
+
+    def finish_step(self, stepped: Sequence[np.ndarray]) -> None:
+        """Put the results of all windows of this step, in their order, together."""
+        total = np.zeros_like(self.latents)
+        counts = np.zeros((len(total), 1, 1, 1), np.float32)
+        for indices, values in zip(self.windows, stepped, strict=True):
+            np.add.at(total, indices, values)
+            np.add.at(counts, indices, 1)
+        self.latents = total / counts
+        self.step += 1
+
+
+def denoise_together(
+    samplers: Sequence[ClipSampler],
+    unet: Session,
+    calls_at_once: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Take every clip through all its steps.
+
+    The windows of one step, of all clips, do not depend on each other: `calls_at_once` of them run at
+    the same time. Each is computed as it would be alone, so that a clip's bytes do not depend on who
+    is denoised beside it.
+
+    Args:
+        samplers: the clips, changed in place.
+        unet: the open UNet.
+        calls_at_once: threads that call it.
+        advance: called after every window of every step.
 
     Raises:
         BundleError: the UNet returned values that are not finite.
     """
-    frames = len(noise)
-    sigmas = karras_sigmas(steps, constants)
-    image_scales = guidance_scales(constants.image_guidance, steps)
-    audio_scales = guidance_scales(constants.audio_guidance, steps)
-    latents = noise * sigmas[0] + condition.reference_latent * np.float32(
-        constants.initial_latent_scale
-    )
-    for step in range(steps):
-        sigma, next_sigma = float(sigmas[step]), float(sigmas[step + 1])
-        total = np.zeros_like(latents)
-        counts = np.zeros((frames, 1, 1, 1), np.float32)
-        for window, indices in enumerate(window_indices(frames, step, constants)):
-            inputs = window_inputs(latents[indices], indices, sigma, condition, constants)
-            prediction = unet.run(inputs, step=step, sigma=sigma, window=window)["prediction"]
-            if not np.isfinite(prediction).all():
-                raise BundleError(
-                    f"the UNet returned values that are not finite at step {step + 1} of {steps}; "
-                    "the bundle's weights or precision cannot be right: run 'sonic-convert parity'"
-                )
-            neither, image, audio = prediction
-            guided = (
-                neither
-                + image_scales[step] * (image - neither)
-                + audio_scales[step] * (audio - image)
-            )
-            stepped = euler_step(latents[indices], guided, sigma, next_sigma)
-            np.add.at(total, indices, stepped)
-            np.add.at(counts, indices, 1)
-            advance()
-        latents = total / counts
-    return latents
+    with ThreadPoolExecutor(calls_at_once) as pool:
+        while unfinished := [sampler for sampler in samplers if sampler.step < sampler.steps]:
+            running = [
+                [
+                    pool.submit(sampler.run_window, unet, window, indices)
+                    for window, indices in enumerate(sampler.windows)
+                ]
+                for sampler in unfinished
+            ]
+            try:
+                for sampler, futures in zip(unfinished, running, strict=True):
+                    stepped = []
+                    for future in futures:
+                        stepped.append(future.result())
+                        advance()
+                    sampler.finish_step(stepped)
+            except BaseException:  # an interrupt too: what has not begun never will
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
 
 def window_inputs(

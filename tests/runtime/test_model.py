@@ -14,6 +14,7 @@ from PIL import Image
 
 import sonic
 from sonic.cli import main
+from sonic.generation import Generation
 from sonic_convert.demo_portrait import draw_portrait
 
 FAST = {"inference_steps": 1, "min_resolution": 64}
@@ -97,11 +98,11 @@ def test_face_crop_is_square(model, portrait, short_wav) -> None:
 def test_small_portraits_are_not_enlarged_beyond_512(model, portrait, short_wav, monkeypatch) -> None:
     seen = {}
 
-    def stop(*arguments: object) -> None:
-        seen["portrait"] = arguments[1]
+    def stop(clip: Generation, frames: int) -> None:
+        seen["portrait"] = clip._portrait
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(model), "_noise", lambda self, n, f, p, o: stop(self, p))
+    monkeypatch.setattr(Generation, "_initial_noise", stop)
     with pytest.warns(sonic.SonicWarning, match="lowered from 768 to 512"), pytest.raises(KeyboardInterrupt):
         model.generate(portrait, short_wav, min_resolution=768)
     assert seen["portrait"].width == 512

@@ -15,7 +15,7 @@ from sonic.constants import SamplerConstants
 from sonic.errors import BundleError
 from sonic.frames import hold_last, interpolate, quantize
 from sonic.noise import draw_noise
-from sonic.sampler import ClipCondition, denoise, window_indices
+from sonic.sampler import ClipCondition, ClipSampler, denoise_together, window_indices
 from sonic.schedule import euler_step, input_scale, karras_sigmas, model_timestep
 
 CONSTANTS = SamplerConstants()
@@ -84,18 +84,40 @@ def condition(frames: int) -> ClipCondition:
     )
 
 
+def denoise(noise: np.ndarray, unet: LinearUNet, steps: int, calls_at_once: int = 1) -> np.ndarray:
+    sampler = ClipSampler(noise, condition(len(noise)), steps, CONSTANTS)
+    denoise_together([sampler], unet, calls_at_once)
+    return sampler.latents
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 70))
 def test_a_frame_does_not_depend_on_its_windows(frames: int) -> None:
     # A UNet that treats frames alike gives every frame the same path, however often it is covered.
     noise = np.ones((frames, 4, 2, 2), np.float32)
-    latents = denoise(noise, condition(frames), LinearUNet(), 3, CONSTANTS)
+    latents = denoise(noise, LinearUNet(), 3)
     np.testing.assert_allclose(latents, np.broadcast_to(latents[:1], latents.shape), rtol=1e-5)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(BundleError, match="not finite at step 1 of 2"):
-        denoise(np.ones((3, 4, 2, 2), np.float32), condition(3), BrokenUNet(), 2, CONSTANTS)
+        denoise(np.ones((3, 4, 2, 2), np.float32), BrokenUNet(), 2)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 4)), min_size=1, max_size=4), st.integers(1, 3))
+def test_clips_together_are_each_as_alone(clips: list[tuple[int, int]], calls_at_once: int) -> None:
+    noises = [draw_noise(index, frames, 4, 2, 2) for index, (frames, _) in enumerate(clips)]
+    samplers = [
+        ClipSampler(noise, condition(len(noise)), steps, CONSTANTS)
+        for noise, (_, steps) in zip(noises, clips, strict=True)
+    ]
+    advanced: list[None] = []
+    expected_calls = sum(sampler.calls for sampler in samplers)
+    denoise_together(samplers, LinearUNet(), calls_at_once, lambda: advanced.append(None))
+    assert len(advanced) == expected_calls
+    for sampler, noise, (_, steps) in zip(samplers, noises, clips, strict=True):
+        np.testing.assert_array_equal(sampler.latents, denoise(noise, LinearUNet(), steps))
 
 
 def test_noise_starts_alike_for_longer_clips() -> None:

@@ -1,0 +1,277 @@
+"""One clip on its way from a portrait and a recording to a video.
+
+    with Generation(engine, request, progress) as clip:
+        clip.prepare()
+        denoise_clips(engine, [clip], progress)
+        video = clip.render()
+
+Several clips can be denoised together; everything else happens clip by clip.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sonic import frames as frame_stages
+from sonic.audio import Sound, load_sound, mono_samples
+from sonic.conditioning import AudioConditioning, condition_on_audio, frame_count
+from sonic.dump import DumpWriter, RowWriter
+from sonic.engine import Engine
+from sonic.errors import InputError
+from sonic.face import Face, detect_faces
+from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
+from sonic.noise import check_noise, draw_noise, load_noise
+from sonic.options import GenerationOptions
+from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
+from sonic.progress import Progress
+from sonic.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.spool import ArraySpool
+from sonic.video import Video
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What is asked for: two files, and options with nothing left open.
+
+    Attributes:
+        image, audio: the portrait and the recording.
+        options: resolved.
+        noise: a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
+        dump: a folder for intermediate results, or None.
+    """
+
+    image: PathLike
+    audio: PathLike
+    options: GenerationOptions
+    noise: PathLike | np.ndarray | None = None
+    dump: PathLike | None = None
+
+
+class Generation:
+    """The stages of one clip; a ``with`` block, at whose end the dump appears.
+
+    Args:
+        engine: runs the submodels.
+        request: what is asked for.
+        progress: shows the stages.
+        spool_directory: where long results go while they are made; the system's temporary folder
+            by default.
+
+    Attributes:
+        sampler: the clip's latents, once `prepare` is done.
+    """
+
+    sampler: ClipSampler
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: ClipRequest,
+        progress: Progress,
+        spool_directory: Path | None = None,
+    ) -> None:
+        self._engine = engine
+        self._constants = engine.bundle.manifest.constants
+        self._request = request
+        self._progress = progress
+        self._spool_directory = spool_directory
+        self._stack = ExitStack()
+        self._writer: DumpWriter | None = None
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @contextmanager
+    def leave_open(self) -> Iterator[Generation]:
+        """A ``with`` block that ends the clip only where it fails; another one has to end it."""
+        try:
+            yield self
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def prepare(self) -> None:
+        """Read both files, and compute everything that denoising is told about the clip.
+
+        Raises:
+            InputError: a file or the noise cannot be used.
+            OutputError: the dump or the spool cannot be written.
+            BundleError: the bundle cannot be run.
+        """
+        request, options = self._request, self._request.options
+        picture = load_portrait(request.image)
+        self._sound = load_speech(request.audio, options)
+        if request.dump is not None:
+            self._writer = self._stack.enter_context(DumpWriter(request.dump))
+        self._portrait = self._prepare_portrait(picture)
+        samples = mono_samples(self._sound, self._constants.audio.sample_rate_hz)
+        noise = self._initial_noise(self._frame_count(samples))
+        condition = self._condition(samples)
+        assert options.steps is not None
+        self.sampler = ClipSampler(noise, condition, options.steps, self._constants.sampler)
+
+    def render(self, progress: Progress | None = None) -> Video:
+        """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound.
+
+        `progress` shows it in place of the clip's own.
+        """
+        constants, options = self._constants.video, self._request.options
+        latents, portrait, sound = self.sampler.latents, self._portrait, self._sound
+        if self._writer is not None:
+            _dump_conditioning(self._writer, self._conditioning, latents)
+        count = max(1, round(sound.duration_seconds * constants.frame_rate_hz))
+        shape = (portrait.height, portrait.width, 3)
+        spool = ArraySpool(shape, np.uint8, directory=self._spool_directory)
+        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
+        with ExitStack() as stack:
+            decoder = stack.enter_context(self._engine.open("vae_decoder"))
+            interpolator = stack.enter_context(self._engine.open("frame_interpolator"))
+            advance = stack.enter_context((progress or self._progress).stage("frames", count))
+            pictures = frame_stages.decode(latents, decoder, constants)
+            if self._writer is not None:
+                dumped = (len(latents), *shape)
+                append = stack.enter_context(self._writer.open_rows("frames", dumped, np.uint8))
+                pictures = _copied(pictures, append)
+            if constants.interpolation_factor == 2:
+                pictures = frame_stages.interpolate(pictures, interpolator)
+            if options.smooth_motion:
+                pictures = frame_stages.smooth(pictures)
+            for picture in frame_stages.hold_last(pictures, count):
+                frame = frame_stages.quantize(picture)
+                spool.append(frame[None])
+                if meter is not None:
+                    meter.update(frame)
+                advance()
+        if meter is not None:
+            offset = sound_offset_frames(meter.signal, sound, constants.frame_rate_hz)
+            sound = shift_sound(sound, offset, constants.frame_rate_hz)
+        return Video(spool, frame_rate_hz=constants.frame_rate_hz, sound=sound)
+
+    def _prepare_portrait(self, picture: Image.Image) -> Portrait:
+        constants = self._constants
+        with self._engine.open("face_detector") as detector:
+
+            def detect(image: Image.Image) -> list[Face]:
+                return detect_faces(np.asarray(image), detector.run, constants.face)
+
+            name, options = str(self._request.image), self._request.options
+            return frame_portrait(picture, name, detect, options, constants.portrait)
+
+    def _frame_count(self, samples: np.ndarray) -> int:
+        audio = self._constants.audio
+        frames = frame_count(len(samples), audio)
+        if frames < 1:
+            shortest = audio.samples_per_frame / audio.sample_rate_hz
+            raise InputError(
+                f"the recording lasts {self._sound.duration_seconds:.3f} s, but one frame needs "
+                f"{shortest:g} s"
+            )
+        return frames
+
+    def _initial_noise(self, frames: int) -> np.ndarray:
+        video, noise = self._constants.video, self._request.noise
+        stride = video.latent_stride_pixels
+        height, width = self._portrait.height // stride, self._portrait.width // stride
+        shape = (frames, video.latent_channels, height, width)
+        if noise is None:
+            seed = self._request.options.seed
+            assert seed is not None
+            return draw_noise(seed, *shape)
+        array, name = (noise, "noise") if isinstance(noise, np.ndarray) else (load_noise(noise), str(noise))
+        check_noise(array, name, shape)
+        return array
+
+    def _condition(self, samples: np.ndarray) -> ClipCondition:
+        audio, portrait, options = self._constants.audio, self._portrait, self._request.options
+        with self._progress.stage("portrait", 2) as advance:
+            with self._engine.open("image_encoder") as image_encoder:
+                inputs = {"pixel_values": portrait.image_encoder_input}
+                embedding = image_encoder.run(inputs)["image_embedding"]
+            advance()
+            with self._engine.open("vae_encoder") as vae_encoder:
+                reference = vae_encoder.run({"image": portrait.reference})["latent"]
+            advance()
+        windows = -(-len(samples) // audio.window_samples)
+        with self._progress.stage("speech", windows) as advance:
+            conditioning = self._conditioning = condition_on_audio(
+                samples,
+                embedding,
+                self._engine.bundle.asset("mel_filters"),
+                self._engine,
+                audio,
+                advance,
+                self._spool_directory,
+            )
+        scales = np.array(
+            [options.dynamic_scale, options.dynamic_scale * options.motion_scale], np.float32
+        )
+        unet = self._engine.bundle.manifest.submodels["unet"]
+        levels = sum(tensor.name.startswith("mask_") for tensor in unet.inputs)
+        height, width = reference.shape[2:]
+        masks = [
+            resize_mask(portrait.face_mask, height >> level, width >> level) for level in range(levels)
+        ]
+        return ClipCondition(
+            reference_latent=reference[0],
+            image_embedding=embedding[0],
+            audio_tokens=conditioning.tokens,
+            unconditional_tokens=conditioning.unconditional_tokens,
+            buckets=conditioning.buckets * scales,
+            masks=masks,
+        )
+
+
+def denoise_clips(
+    engine: Engine, clips: Sequence[Generation], progress: Progress, calls_at_once: int = 1
+) -> None:
+    """Denoise clips that are prepared; `calls_at_once` windows run at the same time."""
+    samplers = [clip.sampler for clip in clips]
+    total = sum(sampler.calls for sampler in samplers)
+    with engine.open("unet") as unet, progress.stage("denoising", total) as advance:
+        denoise_together(samplers, unet, calls_at_once, advance)
+
+
+def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
+    """The part of a recording that `options` ask for.
+
+    Raises:
+        InputError: the recording cannot be used, or is shorter than the duration asked for.
+    """
+    sound = load_sound(path, maximum_seconds=options.duration_seconds)
+    wanted = options.duration_seconds
+    if wanted is not None and sound.duration_seconds + 1.5 / sound.sample_rate_hz < wanted:
+        raise InputError(
+            f"duration is {wanted:g} s, but {path} lasts {sound.duration_seconds:.3f} s; "
+            "ask for at most its length"
+        )
+    return sound
+
+
+def _dump_conditioning(
+    writer: DumpWriter, conditioning: AudioConditioning, latents: np.ndarray
+) -> None:
+    tokens = conditioning.tokens
+    writer.write_rows("audio_tokens", tokens, tokens.shape, np.float32)
+    writer.write("uncond_tokens", conditioning.unconditional_tokens)
+    writer.write("buckets", conditioning.buckets)
+    writer.write("latents", latents)
+
+
+def _copied(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.ndarray]:
+    """Pass pictures on, and write each as uint8."""
+    for picture in pictures:
+        append(frame_stages.quantize(picture))
+        yield picture
