@@ -24,6 +24,7 @@ from sonic.constants import AudioConstants
 from sonic.errors import InputError, OutputError
 from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest, SubmodelInfo, TensorInfo
 from sonic.progress import NoProgress, Progress
+from sonic.work import Work
 from sonic_convert import stages
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.stages import StageResult
@@ -89,7 +90,7 @@ def convert(
     with progress.stage("reading checkpoint", len(files)) as advance:
         sources = {path: _source_info(path, checkpoint.path, work, advance) for path in files}
     results: dict[str, dict[str, StageResult]] = {}
-    with progress.stage("export, simplify, fuse, check", len(SUBMODELS) * 4) as advance:
+    with progress.stage("export, simplify, fuse, check, weigh", len(SUBMODELS) * 5) as advance:
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
     with progress.stage("bundle", 1) as advance:
@@ -125,7 +126,11 @@ def _convert_submodel(
         submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest
     )
     advance()
-    return {"export": exported, "simplify": simplified, "fuse": fused, "check": checked}
+    weighed = stages.weigh(submodel, checkpoint, folder / "fused", folder / "weighed", fused.digest)
+    advance()
+    return {
+        "export": exported, "simplify": simplified, "fuse": fused, "check": checked, "weigh": weighed,
+    }  # fmt: skip
 
 
 def mel_filters(constants: AudioConstants) -> np.ndarray:
@@ -169,7 +174,9 @@ def _write_bundle(
         raise OutputError(f"cannot write {bundle_path} ({error.strerror})") from error
     try:
         submodels = {
-            submodel.name: _add_submodel(submodel, work / submodel.name / "fused", partial)
+            submodel.name: _add_submodel(
+                submodel, work / submodel.name / "fused", partial, results[submodel.name]
+            )
             for submodel in SUBMODELS
         }
         np.save(partial / "mel_filters.npy", mel_filters(checkpoint.constants.audio))
@@ -202,7 +209,9 @@ def _write_bundle(
     return manifest
 
 
-def _add_submodel(submodel: Submodel, fused: Path, bundle: Path) -> SubmodelInfo:
+def _add_submodel(
+    submodel: Submodel, fused: Path, bundle: Path, results: dict[str, StageResult]
+) -> SubmodelInfo:
     """Put a submodel's files into its own folder of the bundle and describe them."""
     folder = bundle / submodel.name
     folder.mkdir()
@@ -221,6 +230,11 @@ def _add_submodel(submodel: Submodel, fused: Path, bundle: Path) -> SubmodelInfo
         files=tuple(files),
         inputs=tuple(map(_tensor_info, graph.graph.input)),
         outputs=tuple(map(_tensor_info, graph.graph.output)),
+        work=Work(
+            results["export"].facts["flop"],
+            results["weigh"].facts["activation_bytes"],
+            results["weigh"].facts["weight_bytes"],
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stages of a conversion for one submodel: export, simplify, fuse, check.
+"""The stages of a conversion for one submodel: export, simplify, fuse, check, weigh.
 
 Each stage writes into a folder of its own under the work directory and is skipped when the digest of
 everything it reads is the one it was made from, so an interrupted conversion goes on where it stopped.
@@ -31,9 +31,10 @@ from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
 from sonic_convert.submodels import Submodel, TensorSpec, measure
+from sonic_convert.work import count_flop, measure_memory
 
 OPSET = 18
-STAGE_VERSION = 4  # raise it when a stage's code changes its output
+STAGE_VERSION = 5  # raise it when a stage's code changes its output
 EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf ends at 2 GB
 GRAPH = "model.onnx"
 _RESULT = "stage.json"
@@ -90,7 +91,7 @@ def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_dige
                 opset_version=OPSET,
                 dynamo=False,
             )
-        return {"nodes": _node_count(target / GRAPH)}
+        return {"nodes": _node_count(target / GRAPH), "flop": count_flop(submodel, module, dimensions)}
 
     key = [source_digest, torch.__version__, str(OPSET), submodel.name]
     return run_stage(folder, key, produce)
@@ -169,6 +170,18 @@ def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest:
         return asdict(worst)
 
     return run_stage(folder, [digest, onnxruntime.__version__, str(submodel.tolerance)], produce)
+
+
+def weigh(
+    submodel: Submodel, checkpoint: Checkpoint, fused: Path, folder: Path, digest: str
+) -> StageResult:
+    """Measure the memory of the loaded graph and of its calls; see :mod:`sonic_convert.work`."""
+
+    def produce(target: Path) -> dict[str, Any]:
+        weights, activations = measure_memory(fused / GRAPH, submodel, measure(checkpoint))
+        return {"weight_bytes": weights, "activation_bytes": activations}
+
+    return run_stage(folder, [digest, onnxruntime.__version__], produce)
 
 
 def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:

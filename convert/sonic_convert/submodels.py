@@ -112,6 +112,10 @@ class Submodel:
         sizes: sizes of the dynamic axes, first for tracing, then for the checks.
         precision: precision of the fp32 spine; later policies refine it.
         tolerance: largest relative L2 difference from PyTorch.
+        work_terms: products of dynamic axes that its work grows with (see `sonic.work`), first the
+            one that its memory grows with.
+        work_sizes: sizes at which the work is counted, at least as many as terms.
+        memory_sizes: two sizes at which the memory of a call is measured.
     """
 
     name: str
@@ -122,6 +126,9 @@ class Submodel:
     sizes: tuple[Sizes, ...] = ({}, {})
     precision: str = "fp32"
     tolerance: float = 1e-4
+    work_terms: tuple[str, ...] = ("1",)
+    work_sizes: tuple[Sizes, ...] = ({},)
+    memory_sizes: tuple[Sizes, ...] = ({},)
 
     def example(self, dimensions: Dimensions, sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the given axis sizes, by name."""
@@ -239,6 +246,8 @@ def _picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
 
 
 _PICTURES = (_picture_sizes(64, 96), _picture_sizes(128, 64))
+_PICTURES_FOR_MEMORY = (_picture_sizes(128, 128), _picture_sizes(256, 256))
+_DETECTOR_PICTURES = (_picture_sizes(416, 544), _picture_sizes(480, 416))
 _COUNTS: tuple[Sizes, ...] = ({"frames": 3}, {"frames": 25})
 
 SUBMODELS: tuple[Submodel, ...] = (
@@ -262,6 +271,9 @@ SUBMODELS: tuple[Submodel, ...] = (
         ),
         lambda d: (TensorSpec("audio_tokens", (1, "frames", d.tokens, d.context_width)),),
         _COUNTS,
+        work_terms=("frames",),
+        work_sizes=_COUNTS,
+        memory_sizes=_COUNTS,
     ),
     Submodel(
         "audio2bucket",
@@ -273,6 +285,9 @@ SUBMODELS: tuple[Submodel, ...] = (
         ),
         lambda d: (TensorSpec("buckets", (1, "frames", 2, 1)),),
         _COUNTS,
+        work_terms=("frames",),
+        work_sizes=_COUNTS,
+        memory_sizes=_COUNTS,
     ),
     Submodel(
         "image_encoder",
@@ -288,6 +303,9 @@ SUBMODELS: tuple[Submodel, ...] = (
         lambda d: (TensorSpec("image", (1, 3, "height", "width"), (-1.0, 1.0)),),
         lambda d: (TensorSpec("latent", (1, d.latent_channels, "height/8", "width/8")),),
         _PICTURES,
+        work_terms=("height*width", "height*height*width*width"),
+        work_sizes=_PICTURES,
+        memory_sizes=_PICTURES_FOR_MEMORY,
     ),
     Submodel(
         "vae_decoder",
@@ -296,6 +314,9 @@ SUBMODELS: tuple[Submodel, ...] = (
         lambda d: (TensorSpec("latents", ("count", d.latent_channels, "height", "width")),),
         lambda d: (TensorSpec("images", ("count", 3, "8*height", "8*width")),),
         (_picture_sizes(8, 16, 3), _picture_sizes(16, 8, 1)),
+        work_terms=("count*height*width", "count*height*height*width*width"),
+        work_sizes=(_picture_sizes(8, 8, 2), _picture_sizes(16, 8, 1)),
+        memory_sizes=(_picture_sizes(16, 16, 2), _picture_sizes(32, 32, 2)),
     ),
     Submodel(
         "unet",
@@ -306,6 +327,20 @@ SUBMODELS: tuple[Submodel, ...] = (
             TensorSpec("prediction", ("batch", "frames", d.latent_channels, "height", "width")),
         ),
         (_unet_sizes(3, 4, 8, 16), _unet_sizes(1, 2, 16, 8)),
+        work_terms=(
+            "batch*frames*height*width",
+            "batch*frames*height*height*width*width",  # attention over space
+            "batch*frames*frames*height*width",  # attention over time
+            "batch*frames",  # keys and values of the audio tokens
+            "frames",  # embeddings of the positions in time
+            "batch",
+        ),
+        work_sizes=(
+            _unet_sizes(1, 1, 8, 8), _unet_sizes(1, 2, 8, 8), _unet_sizes(2, 1, 8, 8),
+            _unet_sizes(1, 1, 16, 8), _unet_sizes(1, 1, 16, 16), _unet_sizes(1, 3, 8, 16),
+            _unet_sizes(2, 3, 8, 8), _unet_sizes(1, 4, 8, 8),
+        ),
+        memory_sizes=(_unet_sizes(1, 8, 16, 16), _unet_sizes(1, 8, 32, 32)),
     ),
     Submodel(
         "frame_interpolator",
@@ -317,6 +352,9 @@ SUBMODELS: tuple[Submodel, ...] = (
         ),
         lambda d: (TensorSpec("middle", ("count", 3, "height", "width")),),
         _PICTURES,
+        work_terms=("count*height*width",),
+        work_sizes=_PICTURES,
+        memory_sizes=_PICTURES_FOR_MEMORY,
     ),
     Submodel(
         "face_detector",
@@ -330,6 +368,9 @@ SUBMODELS: tuple[Submodel, ...] = (
             ),
         ),
         lambda d: (TensorSpec("predictions", (1, "boxes", 16)),),
-        (_picture_sizes(416, 544), _picture_sizes(480, 416)),
+        _DETECTOR_PICTURES,
+        work_terms=("height*width",),
+        work_sizes=_DETECTOR_PICTURES,
+        memory_sizes=_DETECTOR_PICTURES,
     ),
 )

@@ -175,6 +175,33 @@ def batch(
 
 @main.command()
 @click.argument("bundle")
+@click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds of speech.")
+@click.option("--resolution", type=int, help="Side of a square video in pixels [the bundle's].")
+@click.option("--steps", type=int, help="Denoising steps [the bundle's].")
+@click.option("--machine", "machines", multiple=True,
+              help="A server's name or the JSON file of one; repeat it to compare [all that are known].")
+@click.option("--calibrate", is_flag=True, help="Measure this machine for some 10 seconds.")
+@click.option("--save", type=PATH, help="With --calibrate: write what was measured to this JSON file.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
+def estimate(
+    bundle: str,
+    duration: float,
+    resolution: int | None,
+    steps: int | None,
+    machines: tuple[str, ...],
+    calibrate: bool,
+    save: Path | None,
+    threads: int | None,
+) -> None:
+    """Say what a clip would cost: operations, time, memory, disk and energy."""
+    with user_errors():
+        from sonic.estimate_report import run_estimate
+
+        run_estimate(bundle, duration, resolution, steps, machines, calibrate, save, threads)
+
+
+@main.command()
+@click.argument("bundle")
 def info(bundle: str) -> None:
     """Print what a bundle holds: its manifest as a table."""
     with user_errors():

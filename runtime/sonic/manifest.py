@@ -13,6 +13,7 @@ from typing import Any
 
 from sonic.constants import Constants
 from sonic.errors import BundleError
+from sonic.work import Work
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -49,7 +50,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SubmodelInfo:
-    """One network: its files (the first is the graph), interface, precision and ONNX opset."""
+    """One network: its files (the first is the graph), interface, precision, ONNX opset and work.
+
+    `work` is None in bundles of a version that did not count it.
+    """
 
     name: str
     precision: str
@@ -57,6 +61,7 @@ class SubmodelInfo:
     files: tuple[FileInfo, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    work: Work | None = None
 
     @property
     def bytes(self) -> int:
@@ -127,7 +132,7 @@ class Manifest:
                 constants=Constants.from_json(values["constants"], source),
                 parity=dict(values["parity"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
                 f"{source}: the entry {error} is missing or malformed; convert the checkpoint again"
             ) from error
@@ -180,4 +185,19 @@ def _submodel(item: dict[str, Any]) -> SubmodelInfo:
         files=tuple(_file(file) for file in item["files"]),
         inputs=tuple(_tensor(tensor) for tensor in item["inputs"]),
         outputs=tuple(_tensor(tensor) for tensor in item["outputs"]),
+        work=_work(item.get("work")),
+    )
+
+
+def _work(item: dict[str, Any] | None) -> Work | None:
+    if item is None:
+        return None
+
+    def terms(values: dict[str, Any]) -> dict[str, float]:
+        return {str(term): float(value) for term, value in values.items()}
+
+    return Work(
+        {str(kind): terms(values) for kind, values in item["flop"].items()},
+        terms(item["activation_bytes"]),
+        int(item["weight_bytes"]),
     )

@@ -1,0 +1,122 @@
+"""Counts what a submodel computes, and measures what it holds, as functions of its sizes.
+
+The counts go into the bundle's manifest, so that ``sonic estimate`` can tell what a clip costs
+without running it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sonic.errors import SonicError
+from sonic.work import Terms, term_value
+from sonic_convert.submodels import Dimensions, Sizes, Submodel
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of shapes (batch, heads, positions, width): queries times keys, then scores times values."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def count_flop(submodel: Submodel, module: nn.Module, dimensions: Dimensions) -> dict[str, Terms]:
+    """Floating-point operations of one call by kind, exact for every size.
+
+    The module runs once for each of the table's `work_sizes`, under PyTorch's counter (convolutions,
+    matrix products and attention; normalisations and activations are below a hundredth of these).
+    """
+    counts: list[dict[str, float]] = []
+    for sizes in submodel.work_sizes:
+        counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION: _attention_flop})
+        with torch.inference_mode(), counter:
+            module(*submodel.example(dimensions, sizes).values())
+        found: dict[str, float] = {}
+        for operator, flop in counter.get_flop_counts()["Global"].items():
+            name = str(operator)
+            kind = next((kind for kind in ("attention", "convolution") if kind in name), "linear")
+            found[kind] = found.get(kind, 0.0) + flop
+        counts.append(found)
+    kinds = sorted({kind for found in counts for kind in found})
+    return {
+        kind: fit(submodel.work_terms, submodel.work_sizes, [c.get(kind, 0.0) for c in counts])
+        for kind in kinds
+    }
+
+
+def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -> dict[str, float]:
+    """Coefficients, none negative, with which the terms give the values (least relative squares)."""
+    scale = 1 / np.maximum(np.asarray(values, float), 1.0)
+    rows = np.array([[term_value(term, axes) for term in terms] for axes in sizes], float)
+    columns = rows.max(axis=0)  # of one size, or the solver loses the small ones
+    solved, _ = nnls(rows / columns * scale[:, None], np.asarray(values, float) * scale)
+    return {
+        term: float(value)
+        for term, value in zip(terms, solved / columns, strict=True)
+        if value * columns[list(terms).index(term)] > 1e-9 * max(values)
+    }
+
+
+def measure_memory(graph: Path, submodel: Submodel, dimensions: Dimensions) -> tuple[int, dict[str, float]]:
+    """Bytes that the loaded graph holds, and those of one call beside it, measured in a process apart.
+
+    Raises:
+        SonicError: the process failed.
+    """
+    interface = {
+        "graph": str(graph),
+        "inputs": [
+            {spec.name: list(tensor.shape) for spec, tensor in zip(
+                submodel.inputs(dimensions), submodel.example(dimensions, sizes).values(), strict=True
+            )}
+            for sizes in submodel.memory_sizes
+        ],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, json.dumps(interface)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise SonicError(
+            f"the memory of '{submodel.name}' cannot be measured ({done.stderr.strip()[-300:]})"
+        )
+    loaded, *peaks = json.loads(done.stdout)
+    values = [max(peak - loaded, 0) for peak in peaks]
+    terms = tuple(dict.fromkeys((submodel.work_terms[0], "1")))
+    return loaded, fit(terms, submodel.memory_sizes, values)
+
+
+# Peak resident memory from /proc: writing 5 to clear_refs starts it anew (Linux, proc(5)).
+_PROBE = """
+import json, sys
+import numpy as np, onnxruntime
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+given = json.loads(sys.argv[1])
+before = status("VmRSS")
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(given["graph"], options, providers=["CPUExecutionProvider"])
+results = [status("VmRSS") - before]
+for shapes in given["inputs"]:
+    feeds = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    session.run(None, feeds)
+    results.append(status("VmHWM") - before)
+print(json.dumps(results))
+"""

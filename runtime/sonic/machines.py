@@ -1,0 +1,113 @@
+"""What a machine can compute: descriptions of ARM servers, of files, and of the machine at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sonic.errors import InputError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A server, as far as capacity planning goes.
+
+    Attributes:
+        name: what it is called.
+        cores: that compute.
+        gigahertz: their clock under load.
+        flop_per_cycle: float32 operations of one core in one cycle; a fused multiply-add is two.
+        memory_gigabytes: of the machine.
+        watts: of the processor under load.
+        efficiency: the share of the peak that is reached, by submodel; "other" for the rest. From
+            `sonic estimate --calibrate` where it was measured.
+        encode_seconds_per_megapixel: of video, one frame after another.
+        projected: whether the efficiency comes from another machine.
+    """
+
+    name: str
+    cores: int
+    gigahertz: float
+    flop_per_cycle: int
+    memory_gigabytes: float
+    watts: float
+    efficiency: Mapping[str, float] = field(default_factory=lambda: {"other": 0.6})
+    encode_seconds_per_megapixel: float = 0.02
+    projected: bool = True
+
+    @property
+    def peak_flop_per_second(self) -> float:
+        """Float32 operations a second of all cores."""
+        return self.cores * self.gigahertz * 1e9 * self.flop_per_cycle
+
+    def flop_per_second(self, submodel: str) -> float:
+        """What is reached in a submodel."""
+        return self.peak_flop_per_second * self.efficiency.get(submodel, self.efficiency["other"])
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file that `read_machine` reads."""
+        return asdict(self) | {"efficiency": dict(self.efficiency)}
+
+
+# Cores, clock and watts are the makers' data sheets'. Float32 operations a cycle follow from the 128-bit
+# multiply-add pipes of a core, eight operations each: two in TaiShan v110 and Neoverse N1, four in
+# Neoverse V1 (as two of 256 bits) and V2, one in FTC662 (Arm's software optimization guides; for the
+# Phytium, 588.8 GFLOPS of float64 at 64 cores and 2.3 GHz).
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine("kunpeng920", 64, 2.6, 16, 256, 180),
+        Machine("graviton2", 64, 2.5, 16, 128, 110),
+        Machine("graviton3", 64, 2.6, 32, 128, 100),
+        Machine("graviton4", 96, 2.8, 32, 384, 130),
+        Machine("altra", 80, 3.0, 16, 256, 210),
+        Machine("phytium-ft2000", 64, 2.2, 8, 128, 100),
+    )
+}
+
+
+def find_machine(name: str) -> Machine:
+    """A machine by its name in `MACHINES` or by the file that describes it.
+
+    Raises:
+        InputError: there is no such machine or file, or the file cannot be used.
+    """
+    if name in MACHINES:
+        return MACHINES[name]
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(MACHINES)
+        raise InputError(f"no machine '{name}'; give one of {known}, or the JSON file of one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the machine cannot be read ({error})") from error
+    return _machine(values, path)
+
+
+def _machine(values: Any, path: Path) -> Machine:
+    wanted = {item.name for item in fields(Machine)}
+    if not isinstance(values, dict) or set(values) - wanted:
+        found = sorted(set(values) - wanted) if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"{path}: {found} is unknown; a machine has {', '.join(sorted(wanted))}")
+    try:
+        machine = Machine(**values)
+        numbers = [machine.cores, machine.gigahertz, machine.flop_per_cycle, machine.memory_gigabytes,
+                   machine.watts, machine.encode_seconds_per_megapixel,
+                   *(machine.efficiency[name] for name in ("other", *machine.efficiency))]  # fmt: skip
+        valid = all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: the entry {error} of the machine is missing or malformed") from error
+    if not valid:
+        raise InputError(f"{path}: every number of a machine should be above zero")
+    return machine
+
+
+def machine_at_hand(cores: int, efficiency: Mapping[str, float], encode_seconds: float) -> Machine:
+    """This machine: one "GHz" and one operation a cycle, so that `efficiency` is in GFLOP/s a core."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemTotal"))
+    return Machine("this machine", cores, 1.0, 1, kilobytes / 1e6, 1.0, efficiency, encode_seconds, False)

@@ -1,0 +1,52 @@
+"""How much a submodel computes and holds, as polynomials of its dynamic axes.
+
+A term is a product of axis names: {"batch*frames*height*width": 12.5, "1": 3.0} is 12.5 for every
+position, and 3 once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Terms = Mapping[str, float]
+
+
+def evaluate(terms: Terms, sizes: Mapping[str, int]) -> float:
+    """The polynomial's value where the axes have these sizes.
+
+    Raises:
+        KeyError: a term names an axis that `sizes` has not.
+    """
+    return sum(coefficient * term_value(term, sizes) for term, coefficient in terms.items())
+
+
+def term_value(term: str, sizes: Mapping[str, int]) -> int:
+    """The product of a term's axes; 1 for the term "1"."""
+    return math.prod(sizes[axis] for axis in term.split("*") if axis != "1")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one call of a submodel.
+
+    Attributes:
+        flop: floating-point operations, two for each multiplication with its addition, by kind of
+            operator: "convolution", "linear", "attention".
+        activation_bytes: what a call holds at its peak beside the weights, as measured with ONNX
+            Runtime when the bundle was made.
+        weight_bytes: what the loaded weights hold.
+    """
+
+    flop: Mapping[str, Terms] = field(default_factory=dict)
+    activation_bytes: Terms = field(default_factory=dict)
+    weight_bytes: int = 0
+
+    def flop_of(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """Floating-point operations of one call by kind of operator."""
+        return {kind: evaluate(terms, sizes) for kind, terms in self.flop.items()}
+
+    def peak_bytes_of(self, sizes: Mapping[str, int]) -> float:
+        """Weights and activations of one call."""
+        return self.weight_bytes + evaluate(self.activation_bytes, sizes)
