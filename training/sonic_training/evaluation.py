@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from sonic_calibration.files import replace_file
 from sonic_calibration.quality_report import QualityReport, judge
 from sonic_convert.face_drawing import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
-from sonic_training.speech import Corpus, build_corpus, write_wav
+from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus, write_wav
 
 HELD_OUT_SEED = 900_000  # training draws its people from other seeds
 SCALES = (0.5, 1.0, 1.5)
+_FEW_CLIPS = 5  # for what is not measured on every clip
+_SILENT_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ def judge_clip(
     return video, judge(video, clip.face_box, portrait, None, borders or None)
 
 
+def silent_clip(clip: HeldOutClip) -> HeldOutClip:
+    """The same portrait with a recording in which nobody speaks: room noise at -66 dBFS."""
+    generator = np.random.default_rng(HELD_OUT_SEED)
+    samples = 5e-4 * generator.standard_normal(round(_SILENT_SECONDS * SAMPLE_RATE_HZ))
+    speech = clip.speech.with_name("silence.wav")
+    write_wav(speech, samples.astype(np.float32))
+    return replace(clip, name=f"{clip.name} silent", speech=speech)
+
+
 def window_borders(model: SonicModel, frames: int, steps: int) -> list[int]:
     """The finished frames at which a window of the last denoising step begins."""
     factor = model.constants.video.interpolation_factor
@@ -107,7 +118,8 @@ def summary(reports: Sequence[QualityReport]) -> dict[str, Any]:
 @click.argument("bundle")
 @click.option("--clips", default=20, show_default=True, help="How many held-out clips of 2 to 8 s.")
 @click.option("--steps", default=25, show_default=True, help="Denoising steps.")
-@click.option("--scales/--no-scales", default=True, help="Also vary dynamic_scale on five clips.")
+@click.option("--scales/--no-scales", default=True,
+              help="Also vary dynamic_scale, and listen to silence, on five clips.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/evaluation"), show_default=True,
               help="Where videos, contact sheets and results.json go.")  # fmt: skip
 def main(bundle: str, clips: int, steps: int, scales: bool, out: Path) -> None:
@@ -132,10 +144,17 @@ def evaluate(bundle: str, clips: int, steps: int, scales: bool, out: Path) -> di
     results: dict[str, Any] = {"summary": summary(reports)}
     results["clips"] = {clip.name: report.to_json() for clip, report in zip(made, reports, strict=True)}
     if scales:
-        results["mouth_amplitude_by_dynamic_scale"] = {
-            str(scale): [judge_clip(model, clip, steps, scale)[1].mouth_amplitude for clip in made[:5]]
+        few = made[:_FEW_CLIPS]
+        amplitudes = {
+            str(scale): [judge_clip(model, clip, steps, scale)[1].mouth_amplitude for clip in few]
             for scale in SCALES
         }
+        silent = [judge_clip(model, silent_clip(clip), steps)[1].mouth_amplitude for clip in few]
+        results["mouth_amplitude_by_dynamic_scale"] = amplitudes
+        results["mouth_amplitude_of_silence"] = silent
+        for scale, values in amplitudes.items():
+            results["summary"][f"mouth_amplitude_at_dynamic_scale_{scale}"] = float(np.mean(values))
+        results["summary"]["mouth_amplitude_of_silence"] = float(np.mean(silent))
     text = json.dumps(results, indent=1) + "\n"
     replace_file(out / "results.json", lambda partial: partial.write_text(text))
     table = Table("measure", "value", title=f"{bundle}: {clips} held-out clips, {steps} steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sonic_training.clips import look_targets
 from sonic_training.trainer import TrainingOptions, train
 
 _PICTURES_A_STEP = 32
+_DRAWN_PIXELS = 128
 
 
 class LookReader(nn.Module):
@@ -46,10 +48,13 @@ def train_image_encoder(
     seed: int,
 ) -> ImageEncoder:
     """Regress colours, hair, place and size of the face from the embedding."""
-    inputs, targets = _draw(constants, portraits, seed)
-    model = LookReader(encoder, encoder.clip.config.projection_dim, targets.shape[1])
+    generator = np.random.default_rng(seed)
+    width = len(look_targets(random_look(generator), random_framing(generator, _DRAWN_PIXELS)))
+    model = LookReader(encoder, encoder.clip.config.projection_dim, width)
+    draw = cache(_draw)  # not before the first step, as a finished part needs no pictures
 
     def loss(step: int) -> dict[str, Tensor]:
+        inputs, targets = draw(constants, portraits, seed)
         generator = np.random.default_rng([seed, step])
         chosen = torch.from_numpy(generator.integers(len(inputs), size=_PICTURES_A_STEP))
         pixels = inputs[chosen].float()
@@ -71,7 +76,7 @@ def _draw(constants: PortraitConstants, portraits: int, seed: int) -> tuple[Tens
     inputs, targets = [], []
     for index in range(portraits):
         generator = np.random.default_rng([seed, 5, index])
-        look, framing = random_look(generator), random_framing(generator, 128)
+        look, framing = random_look(generator), random_framing(generator, _DRAWN_PIXELS)
         pose = head_motion(generator, 1, 12.5, 0.5)[0]
         picture = Image.fromarray(draw_poses(look, [pose], framing)[0])
         pixels = np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS), np.float32) / 255

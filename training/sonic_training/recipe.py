@@ -35,7 +35,7 @@ TINY = replace(
     name="sonic-tiny",
     unet_channels=(32, 64, 64, 64),
     unet_heads=(1, 2, 2, 2),
-    unet_groups=8,
+    unet_groups=1,
     token_width=64,
     audio_hidden=128,
     vae_channels=(32, 32, 64, 64),
@@ -68,14 +68,18 @@ class Recipe:
     face_detector: TrainingOptions = TrainingOptions(steps=2000, bfloat16=False)
     denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
         (
-            DenoiserOptions(window_frames=9, windows_a_step=6),
+            DenoiserOptions(window_frames=9, windows_a_step=8, crop_side=8),
             TrainingOptions(
-                14_000, 1e-3, final_learning_rate=3e-4, average_decay=0.999, save_every_steps=100
+                6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998, bfloat16=False
             ),
         ),
         (
-            DenoiserOptions(window_frames=25, windows_a_step=3),
-            TrainingOptions(6000, 4e-4, average_decay=0.9995, save_every_steps=100),
+            DenoiserOptions(window_frames=25, windows_a_step=4, crop_side=8, crop_anywhere=0.35),
+            TrainingOptions(500, 8e-4, final_learning_rate=7e-4, save_every_steps=100, bfloat16=False),
+        ),
+        (
+            DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
+            TrainingOptions(2600, 7e-4, save_every_steps=100, bfloat16=False),
         ),
     )
 

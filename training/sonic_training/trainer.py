@@ -74,8 +74,8 @@ def train(
             average = [p.detach().clone() for p in parameters]
     module.train()
     device_type = parameters[0].device.type
-    sums: dict[str, float] = {}
-    counted, started = 0, time.monotonic()
+    seen: dict[str, list[float]] = {}
+    started = time.monotonic()
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
@@ -88,12 +88,11 @@ def train(
         decay = min(options.average_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        counted += 1
         for key, value in values.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
+            seen.setdefault(key, []).append(float(value.detach()))
         if (step + 1) % options.save_every_steps == 0 or step + 1 == options.steps:
-            means = {key: round(value / counted, 6) for key, value in sums.items()}
-            seconds = round((time.monotonic() - started) / counted, 3)
+            means = {key: round(sum(values) / len(values), 6) for key, values in seen.items()}
+            seconds = round((time.monotonic() - started) / len(seen["loss"]), 3)
             with open(log_path, "a") as log:
                 log.write(json.dumps({"step": step + 1, **means, "seconds_a_step": seconds}) + "\n")
             print(f"{name}: step {step + 1} of {options.steps}, {means}, {seconds} s a step", flush=True)
@@ -102,7 +101,7 @@ def train(
                  "average": average, "names": names, "step": step + 1},
                 state_path,
             )  # fmt: skip
-            sums, counted, started = {}, 0, time.monotonic()
+            seen, started = {}, time.monotonic()
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), average)  # type: ignore[arg-type]
     return module.eval()
