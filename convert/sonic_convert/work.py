@@ -26,7 +26,8 @@ from sonic_convert.submodels import Dimensions, Sizes, Submodel
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int],
+                    *_: Any, **__: Any) -> int:  # fmt: skip
     """Of shapes (batch, heads, positions, width): queries times keys, then scores times values."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])

@@ -15,10 +15,12 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sonic.bundle import sha256_of
@@ -148,7 +150,7 @@ def _read_job(text: str, where: str, number: int, folder: Path) -> Job:
     for name in _PATHS:
         if not isinstance(values.get(name), str) or not values[name]:
             raise InputError(f"{where}: '{name}' should be the path of a file")
-    options = {}
+    options: dict[str, Any] = {}
     for name, value in values.items():
         if name in _PATHS or value is None:
             continue
@@ -169,7 +171,8 @@ def _read_job(text: str, where: str, number: int, folder: Path) -> Job:
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return Job(number, *(folder / values[name] for name in _PATHS), options)
+    image, audio, output = (folder / values[name] for name in _PATHS)
+    return Job(number, image, audio, output, options)
 
 
 def report_path(jobs: Path) -> Path:
@@ -210,11 +213,14 @@ def run_batch(
     before = read_report(report)
     reports: dict[int, JobReport] = {}
 
+    ending = Lock()
+
     def end(job: Job, ended: JobReport, new: bool = True) -> None:
-        reports[job.line] = ended
-        if new:
-            _append(report, ended)
-        tell(job, ended)
+        with ending:
+            reports[job.line] = ended
+            if new:
+                _append(report, ended)
+            tell(job, ended)
 
     def failed(job: Job, error: SonicError, fingerprint: str) -> JobReport:
         seconds = round(time.monotonic() - started, 3)
@@ -233,26 +239,22 @@ def run_batch(
         else:
             open_jobs.append((job, fingerprint))
 
-    def save(job: Job, fingerprint: str, video: Video) -> JobReport:
+    def finish(job: Job, fingerprint: str, video: Video) -> None:
         quality = model.constants.video.h264_constant_rate_factor
-        save_video(video, job.output, constant_rate_factor=quality)
-        return JobReport(
+        try:
+            save_video(video, job.output, constant_rate_factor=quality)
+        except SonicError as error:
+            end(job, failed(job, error, fingerprint))
+            return
+        done = JobReport(
             _key(job), "done", "", fingerprint, len(video), job.output.stat().st_size,
             sha256_of(job.output), round(time.monotonic() - started, 3),
         )  # fmt: skip
-
-    saving: list[tuple[Job, str, Future[JobReport]]] = []
-
-    def collect(leave: int) -> None:
-        while len(saving) > leave:
-            job, fingerprint, future = saving.pop(0)
-            try:
-                end(job, future.result())
-            except SonicError as error:
-                end(job, failed(job, error, fingerprint))
+        end(job, done)
 
     clips = [{"image": job.image, "audio": job.audio, **job.options} for job, _ in open_jobs]
     spool = report.absolute().parent
+    finishing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as encoder:
         for result in model.generate_many(
             clips, together=together, progress=progress, spool_directory=spool
@@ -261,10 +263,12 @@ def run_batch(
             if result.video is None:
                 assert result.error is not None
                 end(job, failed(job, result.error, fingerprint))
-            else:
-                saving.append((job, fingerprint, encoder.submit(save, job, fingerprint, result.video)))
-            collect(leave=together)
-        collect(leave=0)
+                continue
+            finishing.append(encoder.submit(finish, job, fingerprint, result.video))
+            while len(finishing) > together:
+                finishing.popleft().result()
+        for future in finishing:
+            future.result()
     return [reports[job.line] for job in jobs]
 
 
@@ -285,11 +289,14 @@ def read_report(path: Path) -> dict[str, JobReport]:
 
 
 def _append(path: Path, report: JobReport) -> None:
+    line = json.dumps(asdict(report)).encode() + b"\n"
     try:
-        cut = path.exists() and not path.read_bytes().endswith(b"\n")
-        with open(path, "a", encoding="utf-8") as file:
-            # A line that a kill cut short must not swallow this one.
-            file.write(("\n" if cut else "") + json.dumps(asdict(report)) + "\n")
+        with open(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line that a kill cut short must not swallow this one.
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -17,6 +17,7 @@ import sonic
 from sonic.bundle import find_bundle, open_bundle
 from sonic.errors import SonicError
 from sonic.info import print_manifest
+from sonic.options import MEMORY_MODES
 from sonic.progress import ConsoleProgress
 from sonic.video import check_output_path
 
@@ -58,9 +59,10 @@ def main() -> None:
 
 def engine_options(command: Any) -> Any:
     """The options of every command that runs the UNet."""
-    command = click.option("--calls-at-once", type=click.IntRange(1), default=1, show_default=True,
-                           help="Denoising windows that run at the same time.")(command)  # fmt: skip
-    return click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")(command)
+    memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
+                          help="Guidance branches one by one, together, or several windows too.")  # fmt: skip
+    threads = click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
+    return threads(memory(command))
 
 
 def generation_options(command: Any) -> Any:
@@ -110,14 +112,14 @@ def run_generate(
     resolution: int | None,
     steps: int | None,
     threads: int | None,
-    calls_at_once: int,
+    memory: str,
     **options: Any,
 ) -> None:
     """Generate a video and say where it is; errors as in :func:`user_errors`."""
     with user_errors():
         check_output_path(output)
         progress = ConsoleProgress()
-        model = sonic.load_model(bundle, threads=threads, calls_at_once=calls_at_once)
+        model = sonic.load_model(bundle, threads=threads, memory=memory)
         video = model.generate(
             image,
             audio,
@@ -149,7 +151,7 @@ def run_generate(
 @click.option("--report", type=PATH, help="What became of each job [JOBS.report.jsonl].")
 @engine_options
 def batch(
-    jobs: Path, bundle: str, together: int, report: Path | None, threads: int | None, calls_at_once: int
+    jobs: Path, bundle: str, together: int, report: Path | None, threads: int | None, memory: str
 ) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
@@ -162,7 +164,7 @@ def batch(
         from sonic.batch import read_jobs, report_path, run_batch
 
         todo = read_jobs(jobs)
-        model = sonic.load_model(bundle, threads=threads, calls_at_once=calls_at_once)
+        model = sonic.load_model(bundle, threads=threads, memory=memory)
         reports = run_batch(
             model, todo, report or report_path(jobs), together, ConsoleProgress(),
             lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),

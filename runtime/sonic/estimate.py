@@ -7,7 +7,6 @@ Operations follow from the bundle's own counts (`sonic.work`), seconds from what
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -23,11 +22,13 @@ from sonic.errors import BundleError
 from sonic.face import detector_size
 from sonic.machines import Machine, machine_at_hand
 from sonic.manifest import Manifest
-from sonic.sampler import window_indices
+from sonic.options import BALANCED, RunOptions
+from sonic.sampler import needed_branches, window_indices
+from sonic.schedule import guidance_scales
 from sonic.spool import DEFAULT_MEMORY_LIMIT_BYTES
 from sonic.video import save_video
+from sonic.work import evaluate
 
-GUIDANCE_BRANCHES = 3
 _PROBED = ("unet", "vae_decoder", "frame_interpolator")  # above 99 % of the work of any clip
 _BYTES = 4  # of a float32
 
@@ -73,7 +74,7 @@ class Estimate:
 
 
 def submodel_calls(
-    constants: Constants, clip: ClipSize
+    constants: Constants, clip: ClipSize, run: RunOptions = BALANCED
 ) -> Iterator[tuple[str, dict[str, int], int]]:
     """Every kind of call that a clip needs: submodel, sizes of its dynamic axes, how often."""
     video, audio = constants.video, constants.audio
@@ -90,7 +91,14 @@ def submodel_calls(
         yield name, {"frames": frames}, 1
     window = {"frames": constants.sampler.window_frames, "height": height, "width": width}
     windows = len(window_indices(frames, 0, constants.sampler))
-    yield "unet", window | {"batch": GUIDANCE_BRANCHES}, windows * clip.steps
+    scales = (constants.sampler.image_guidance, constants.sampler.audio_guidance)
+    for image_scale, audio_scale in zip(*(guidance_scales(s, clip.steps) for s in scales), strict=True):
+        needed = len(needed_branches(image_scale, audio_scale))
+        whole, rest = divmod(needed, run.branches_at_once)
+        if whole:
+            yield "unet", window | {"batch": run.branches_at_once}, windows * whole
+        if rest:
+            yield "unet", window | {"batch": rest}, windows
     whole, rest = divmod(frames, video.decode_chunk_frames)
     latent = {"height": height, "width": width}
     if whole:
@@ -101,19 +109,17 @@ def submodel_calls(
         yield "frame_interpolator", picture, frames - 1
 
 
-def estimate_clip(manifest: Manifest, clip: ClipSize, machine: Machine) -> Estimate:
+def estimate_clip(
+    manifest: Manifest, clip: ClipSize, machine: Machine, run: RunOptions = BALANCED
+) -> Estimate:
     """What a clip costs.
-
-    Memory is the process's own (`base_bytes`), what grows with the clip, and the largest submodel in
-    use: submodels are loaded one after another, but for the decoder and the interpolator.
 
     Raises:
         BundleError: the bundle was made by a version that did not count its work.
     """
     constants = manifest.constants
     flop: dict[str, float] = {}
-    peaks: dict[str, float] = {}
-    for name, sizes, count in submodel_calls(constants, clip):
+    for name, sizes, count in submodel_calls(constants, clip, run):
         work = manifest.submodels[name].work
         if work is None:
             raise BundleError(
@@ -121,29 +127,48 @@ def estimate_clip(manifest: Manifest, clip: ClipSize, machine: Machine) -> Estim
                 "checkpoint again with this version"
             )
         flop[name] = flop.get(name, 0.0) + count * sum(work.flop_of(sizes).values())
-        peaks[name] = max(peaks.get(name, 0.0), work.peak_bytes_of(sizes))
-    if "frame_interpolator" in peaks:
-        peaks["vae_decoder"] += peaks.pop("frame_interpolator")
-    stage = max(peaks, key=lambda name: peaks[name])
-    frames = clip.generated_frames(constants)
-    video = constants.video
-    latents = frames * video.latent_channels * _BYTES
-    latents *= clip.height * clip.width // video.latent_stride_pixels**2
+    frames, video = clip.generated_frames(constants), constants.video
     pixels = clip.height * clip.width * max(1, round(clip.seconds * video.frame_rate_hz))
     seconds = {name: value / machine.flop_per_second(name) for name, value in flop.items()}
     seconds["encoding"] = pixels / 1e6 * machine.encode_seconds_per_megapixel
     tokens = manifest.submodels["audio2token"].outputs[0].shape[2:]
     on_disk = [3 * pixels, frames * int(np.prod([int(size) for size in tokens])) * _BYTES]
     total = sum(seconds.values())
+    stage, needed = peak_memory(manifest, clip, run)
     return Estimate(
         flop=flop,
         seconds=seconds,
-        # Noise, latents, and the sum and its parts of a step.
-        peak_bytes=base_bytes() + 4 * latents + 2 * DEFAULT_MEMORY_LIMIT_BYTES + peaks[stage],
+        peak_bytes=base_bytes() + needed,
         peak_stage=stage,
         disk_bytes=float(sum(size for size in on_disk if size > DEFAULT_MEMORY_LIMIT_BYTES)),
         joules=total * machine.watts,
     )
+
+
+def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[str, float]:
+    """The submodel that needs most memory, and what the clip then takes beside `base_bytes`.
+
+    That is what grows with the clip and the largest submodel in use: submodels are loaded one after
+    another, but for the decoder and the interpolator. Bundles that do not say what their submodels
+    take count with their weights.
+    """
+    constants = manifest.constants
+    peaks: dict[str, float] = {}
+    for name, sizes, _ in submodel_calls(constants, clip, run):
+        info = manifest.submodels[name]
+        peak = float(info.bytes)
+        if info.work is not None:
+            at_once = run.calls_at_once if name == "unet" else 1
+            peak = info.work.weight_bytes + at_once * evaluate(info.work.activation_bytes, sizes)
+        peaks[name] = max(peaks.get(name, 0.0), peak)
+    if "frame_interpolator" in peaks:
+        peaks["vae_decoder"] += peaks.pop("frame_interpolator")
+    stage = max(peaks, key=lambda name: peaks[name])
+    video = constants.video
+    latents = clip.generated_frames(constants) * video.latent_channels * _BYTES
+    latents *= clip.height * clip.width // video.latent_stride_pixels**2
+    # Noise, latents, and the sum and its parts of a step; tokens and frames up to the spools' limits.
+    return stage, 4 * latents + 2 * DEFAULT_MEMORY_LIMIT_BYTES + peaks[stage]
 
 
 def base_bytes() -> int:
@@ -233,24 +258,15 @@ def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or its control group's if that is less."""
     with open("/proc/meminfo", encoding="ascii") as file:
         available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+        cached = int(counts["inactive_file"]) + int(counts["active_file"])  # given back when needed
         if limit != "max":
-            available = min(available, int(limit) - used)
-    except (OSError, ValueError):
+            available = min(available, int(limit) - used + cached)
+    except (OSError, ValueError, KeyError):  # no control groups of version 2
         pass
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return available if soft == resource.RLIM_INFINITY else min(available, soft)
-
-
-def cpu_count() -> int:
-    """Cores that this process may use: its affinity, or its control group's quota if that is less."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores

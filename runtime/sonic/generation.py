@@ -26,10 +26,11 @@ from sonic.conditioning import AudioConditioning, condition_on_audio, frame_coun
 from sonic.dump import DumpWriter, RowWriter
 from sonic.engine import Engine
 from sonic.errors import InputError
+from sonic.estimate import ClipSize, available_bytes, peak_memory
 from sonic.face import Face, detect_faces
 from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
 from sonic.noise import check_noise, draw_noise, load_noise
-from sonic.options import GenerationOptions
+from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
 from sonic.progress import Progress
 from sonic.sampler import ClipCondition, ClipSampler, denoise_together
@@ -66,6 +67,7 @@ class Generation:
         progress: shows the stages.
         spool_directory: where long results go while they are made; the system's temporary folder
             by default.
+        run: how the submodels run.
 
     Attributes:
         sampler: the clip's latents, once `prepare` is done.
@@ -79,8 +81,9 @@ class Generation:
         request: ClipRequest,
         progress: Progress,
         spool_directory: Path | None = None,
+        run: RunOptions = BALANCED,
     ) -> None:
-        self._engine = engine
+        self._engine, self._run = engine, run
         self._constants = engine.bundle.manifest.constants
         self._request = request
         self._progress = progress
@@ -107,7 +110,7 @@ class Generation:
         """Read both files, and compute everything that denoising is told about the clip.
 
         Raises:
-            InputError: a file or the noise cannot be used.
+            InputError: a file or the noise cannot be used, or the clip needs more memory than is free.
             OutputError: the dump or the spool cannot be written.
             BundleError: the bundle cannot be run.
         """
@@ -117,11 +120,14 @@ class Generation:
         if request.dump is not None:
             self._writer = self._stack.enter_context(DumpWriter(request.dump))
         self._portrait = self._prepare_portrait(picture)
+        self._check_memory()
         samples = mono_samples(self._sound, self._constants.audio.sample_rate_hz)
         noise = self._initial_noise(self._frame_count(samples))
         condition = self._condition(samples)
         assert options.steps is not None
-        self.sampler = ClipSampler(noise, condition, options.steps, self._constants.sampler)
+        self.sampler = ClipSampler(
+            noise, condition, options.steps, self._constants.sampler, self._run.branches_at_once
+        )
 
     def render(self, progress: Progress | None = None) -> Video:
         """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound.
@@ -169,6 +175,21 @@ class Generation:
 
             name, options = str(self._request.image), self._request.options
             return frame_portrait(picture, name, detect, options, constants.portrait)
+
+    def _check_memory(self) -> None:
+        """Refuse now what would be killed for its memory after hours."""
+        portrait, options = self._portrait, self._request.options
+        assert options.steps is not None
+        clip = ClipSize(self._sound.duration_seconds, portrait.width, portrait.height, options.steps)
+        stage, needed = peak_memory(self._engine.bundle.manifest, clip, self._run)
+        available = available_bytes()
+        if needed > available:
+            raise InputError(
+                f"this clip of {clip.seconds:.1f} s at {clip.width}x{clip.height} pixels needs about "
+                f"{needed / 1e9:.2f} GB of memory (in '{stage}'), but {available / 1e9:.2f} GB are free; "
+                "choose a lower resolution"
+                + ("" if self._run.memory == "low" else " or the memory mode 'low'")
+            )
 
     def _frame_count(self, samples: np.ndarray) -> int:
         audio = self._constants.audio

@@ -24,7 +24,7 @@ from sonic.engine import Engine, Observer, make_engine
 from sonic.errors import InputError, SonicError
 from sonic.generation import ClipRequest, Generation, PathLike, denoise_clips
 from sonic.manifest import Manifest
-from sonic.options import GenerationOptions
+from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
 from sonic.video import Video
 
@@ -33,7 +33,7 @@ def load_model(
     name: PathLike,
     *,
     threads: int | None = None,
-    calls_at_once: int = 1,
+    memory: str = "balanced",
     check_digests: bool = True,
 ) -> SonicModel:
     """Load a bundle by path, or by name from ``$SONIC_HOME``, ``./bundles`` or the user's data folder.
@@ -41,15 +41,17 @@ def load_model(
     Args:
         name: a bundle's name or path.
         threads: threads for one operator; None lets the engine choose.
-        calls_at_once: how many windows of a denoising step run at the same time, each with `threads`;
-            their memory adds up. Results do not depend on it.
+        memory: "low" for machines with little, "fast" for short steps (small models, several windows),
+            "balanced" between them; see :class:`sonic.options.RunOptions`.
         check_digests: compare every file with the manifest's sha256.
 
     Raises:
         BundleError: there is no such bundle, or its files are missing, changed or too many.
+        InputError: `memory` or `threads` cannot be used.
     """
+    run = RunOptions(memory, threads)
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, threads), calls_at_once)
+    return SonicModel(make_engine(bundle, run.threads_of_a_call), run)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class ClipResult:
 class SonicModel:
     """Generates videos with one bundle; make it with :func:`load_model`."""
 
-    def __init__(self, engine: Engine, calls_at_once: int = 1) -> None:
+    def __init__(self, engine: Engine, run: RunOptions = BALANCED) -> None:
         self.engine = engine
-        self.calls_at_once = calls_at_once
+        self.run = run
 
     @property
     def manifest(self) -> Manifest:
@@ -142,7 +144,7 @@ class SonicModel:
         )  # fmt: skip
         progress = progress or default_progress()
         spool = None if spool_directory is None else Path(spool_directory)
-        with self._observed(observer), Generation(self.engine, request, progress, spool) as clip:
+        with self._observed(observer), Generation(self.engine, request, progress, spool, self.run) as clip:
             clip.prepare()
             denoise_clips(self.engine, [clip], progress, self._calls_at_once())
             return clip.render()
@@ -194,7 +196,7 @@ class SonicModel:
         for arguments in group:
             try:
                 request = self._request_of(arguments)
-                with Generation(self.engine, request, progress, spool).leave_open() as clip:
+                with Generation(self.engine, request, progress, spool, self.run).leave_open() as clip:
                     clip.prepare()
                 clips.append(clip)
             except SonicError as error:
@@ -254,7 +256,7 @@ class SonicModel:
 
     def _calls_at_once(self) -> int:
         """An observer sees one call after another."""
-        return 1 if self.engine.observer is not None else self.calls_at_once
+        return 1 if self.engine.observer is not None else self.run.calls_at_once
 
     @contextmanager
     def _observed(self, observer: Observer | None) -> Iterator[None]:

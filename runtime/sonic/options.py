@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sonic.constants import Constants
 from sonic.errors import InputError
 
+GUIDANCE_BRANCHES = 3  # without both, with the image, with image and audio
 _RESOLUTION_LIMITS_PIXELS = (64, 4096)
 
 
@@ -49,6 +52,61 @@ class GenerationOptions:
         )
 
 
+MEMORY_MODES = ("low", "balanced", "fast")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How submodels run; none of it changes what is asked for.
+
+    Attributes:
+        memory: "low" runs the guidance branches one after another, "balanced" as one batch, "fast"
+            runs several windows at the same time too, each with one thread where `threads` is None.
+        threads: threads for one operator; None lets the engine choose.
+
+    Raises:
+        InputError: a mode that does not exist, or no thread.
+    """
+
+    memory: str = "balanced"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory not in MEMORY_MODES:
+            raise InputError(
+                f"memory is {self.memory!r}, but should be one of {', '.join(MEMORY_MODES)}"
+            )
+        _check("threads", self.threads, 1, 1024, "", whole=True)
+
+    @property
+    def branches_at_once(self) -> int:
+        """Guidance branches in one call of the UNet."""
+        return 1 if self.memory == "low" else GUIDANCE_BRANCHES
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls of the UNet at the same time."""
+        return max(1, cpu_count() // (self.threads or 1)) if self.memory == "fast" else 1
+
+    @property
+    def threads_of_a_call(self) -> int | None:
+        """Threads of one call; None where the engine is to choose."""
+        return 1 if self.memory == "fast" and self.threads is None else self.threads
+
+
+def cpu_count() -> int:
+    """Cores that this process may use: its affinity, or its control group's quota if that is less."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups of version 2
+        pass
+    return cores
+
+
 def _check(
     name: str, value: float | None, low: float, high: float, unit: str, *, whole: bool = False
 ) -> None:
@@ -60,3 +118,6 @@ def _check(
         bounds = f"of at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
         wanted = f"{kind} {bounds} {unit}".rstrip()
         raise InputError(f"{name} is {value!r}, but should be {wanted}")
+
+
+BALANCED = RunOptions()

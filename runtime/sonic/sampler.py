@@ -7,7 +7,7 @@ a window, whose frames appear more than once) the results are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -17,6 +17,7 @@ import numpy as np
 from sonic.constants import SamplerConstants
 from sonic.engine import Session
 from sonic.errors import BundleError
+from sonic.options import GUIDANCE_BRANCHES
 from sonic.schedule import euler_step, guidance_scales, input_scale, karras_sigmas, model_timestep
 from sonic.spool import ArraySpool
 
@@ -58,6 +59,7 @@ class ClipSampler:
         condition: what the clip shows and says.
         steps: denoising steps, at least 1.
         constants: sigmas, guidance and windows of the bundle.
+        branches_at_once: guidance branches in one call of the UNet.
 
     Attributes:
         latents: (frames, 4, h, w) float32, scaled; finished when `step` is `steps`.
@@ -65,10 +67,16 @@ class ClipSampler:
     """
 
     def __init__(
-        self, noise: np.ndarray, condition: ClipCondition, steps: int, constants: SamplerConstants
+        self,
+        noise: np.ndarray,
+        condition: ClipCondition,
+        steps: int,
+        constants: SamplerConstants,
+        branches_at_once: int = GUIDANCE_BRANCHES,
     ) -> None:
         self.steps, self.step = steps, 0
         self._condition, self._constants = condition, constants
+        self._branches_at_once = branches_at_once
         self._sigmas = karras_sigmas(steps, constants)
         self._image_scales = guidance_scales(constants.image_guidance, steps)
         self._audio_scales = guidance_scales(constants.audio_guidance, steps)
@@ -95,21 +103,25 @@ class ClipSampler:
         """
         sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
         latents = self.latents[indices]
+        image_scale, audio_scale = self._image_scales[self.step], self._audio_scales[self.step]
+        needed = needed_branches(image_scale, audio_scale)
         with self._reading:
             inputs = window_inputs(latents, indices, sigma, self._condition, self._constants)
-        prediction = unet.run(inputs, step=self.step, sigma=sigma, window=window)["prediction"]
-        if not np.isfinite(prediction).all():
+        predictions: dict[int, np.ndarray] = {}
+        for start in range(0, len(needed), self._branches_at_once):
+            branches = needed[start : start + self._branches_at_once]
+            predicted = unet.run(
+                _of_branches(inputs, branches), step=self.step, sigma=sigma, window=window,
+                branches=branches,
+            )["prediction"]  # fmt: skip
+            predictions |= dict(zip(branches, predicted, strict=True))
+        if not all(np.isfinite(prediction).all() for prediction in predictions.values()):
             raise BundleError(
                 f"the UNet returned values that are not finite at step {self.step + 1} of "
                 f"{self.steps}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
             )
-        neither, image, audio = prediction
-        guided = (
-            neither
-            + self._image_scales[self.step] * (image - neither)
-            + self._audio_scales[self.step] * (audio - image)
-        )
+        guided = guide(predictions, image_scale, audio_scale)
         return euler_step(latents, guided, sigma, next_sigma)
 
     def finish_step(self, stepped: Sequence[np.ndarray]) -> None:
@@ -163,6 +175,36 @@ def denoise_together(
             except BaseException:  # an interrupt too: what has not begun never will
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+
+def needed_branches(image_scale: float, audio_scale: float) -> tuple[int, ...]:
+    """The guidance branches whose weight is not zero: 0 without both, 1 with the image, 2 with both."""
+    weights = (1 - image_scale, image_scale - audio_scale, audio_scale)
+    return tuple(branch for branch, weight in enumerate(weights) if weight != 0)
+
+
+def guide(
+    predictions: Mapping[int, np.ndarray], image_scale: float, audio_scale: float
+) -> np.ndarray:
+    """neither + image_scale (image - neither) + audio_scale (both - image), of those that are needed.
+
+    Where a branch has no weight, the sum is the same without it.
+    """
+    if len(predictions) == GUIDANCE_BRANCHES:
+        neither, image, both = (predictions[branch] for branch in range(GUIDANCE_BRANCHES))
+        return neither + image_scale * (image - neither) + audio_scale * (both - image)
+    weights = (1 - image_scale, image_scale - audio_scale, audio_scale)
+    parts = [np.float32(weights[branch]) * values for branch, values in predictions.items()]
+    return np.sum(parts, axis=0)
+
+
+def _of_branches(inputs: dict[str, np.ndarray], branches: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The rows of some branches of all inputs that have a row for each."""
+    if len(branches) == GUIDANCE_BRANCHES:
+        return inputs
+    rows = list(branches)
+    per_branch = ("sample", "added_time_ids", "image_embedding", "audio_tokens")
+    return {name: value[rows] if name in per_branch else value for name, value in inputs.items()}
 
 
 def window_inputs(

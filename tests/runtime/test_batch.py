@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 import sonic
 from sonic import batch
 from sonic.cli import main
+from sonic.options import RunOptions
 
 FAST = {"steps": 1, "resolution": 64}
 
@@ -52,7 +53,7 @@ def test_clips_of_a_batch_are_those_of_single_runs(model, portrait, short_wav, l
         {"image": portrait, "audio": short_wav, "seed": 2, **fast, "inference_steps": 1},
         {"image": portrait, "audio": short_wav, "seed": 3, **fast},
     ]
-    together = sonic.SonicModel(model.engine, calls_at_once=2)
+    together = sonic.SonicModel(model.engine, RunOptions("fast"))
     results = list(together.generate_many(iter(clips), together=2))
     assert [result.index for result in results] == [0, 1, 2]
     for clip, result in zip(clips, results, strict=True):

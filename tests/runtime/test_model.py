@@ -50,6 +50,22 @@ def test_same_seed_same_bytes(model, portrait, short_wav) -> None:
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize("memory", sonic.options.MEMORY_MODES)
+def test_memory_modes_give_the_same_video(small, model, portrait, long_mp3, memory: str) -> None:
+    other = sonic.load_model(small.bundle, memory=memory)
+    expected = np.asarray(model.generate(portrait, long_mp3, duration=2.5, **FAST)).astype(int)
+    found = np.asarray(other.generate(portrait, long_mp3, duration=2.5, **FAST)).astype(int)
+    assert np.mean((found - expected) ** 2) < 255**2 * 10**-5  # 50 dB; batches round differently
+
+
+def test_a_clip_that_does_not_fit_into_memory_is_refused(model, portrait, short_wav, monkeypatch) -> None:
+    monkeypatch.setattr("sonic.generation.available_bytes", lambda: 10_000_000)
+    with pytest.raises(sonic.InputError, match=r"needs about 0\.\d+ GB .*0\.01 GB are free"):
+        model.generate(portrait, short_wav, **FAST)
+    with pytest.raises(sonic.InputError, match="low, balanced, fast"):
+        sonic.load_model(model.engine.bundle.directory, memory="huge")
+
+
 def test_corrections_that_are_off_change_nothing(model, portrait, short_wav) -> None:
     plain = model.generate(portrait, short_wav, **FAST)
     off = model.generate(portrait, short_wav, lip_sync_correction=False, smooth_motion=False, **FAST)

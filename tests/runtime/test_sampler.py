@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,36 @@ def test_a_frame_does_not_depend_on_its_windows(frames: int) -> None:
     noise = np.ones((frames, 4, 2, 2), np.float32)
     latents = denoise(noise, LinearUNet(), 3)
     np.testing.assert_allclose(latents, np.broadcast_to(latents[:1], latents.shape), rtol=1e-5)
+
+
+class BranchUNet(LinearUNet):
+    """Answers with numbers that say which branch asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
+        self.batches.append(len(inputs["sample"]))
+        assert all(len(inputs[name]) == self.batches[-1] for name in ("audio_tokens", "added_time_ids"))
+        branch = np.array(tags["branches"], np.float32)[:, None, None, None, None]
+        return {"prediction": inputs["sample"][:, :, :4] * np.float32(0.1) * (1 + branch) ** 2}
+
+
+@pytest.mark.parametrize(
+    "image,audio,branches", [(2.0, 7.5, 3), (1.0, 7.5, 2), (3.0, 3.0, 2), (1.0, 1.0, 1), (0.0, 0.0, 1)]
+)
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_branches_without_weight_are_not_run(image: float, audio: float, branches: int, at_once: int) -> None:
+    constants = replace(CONSTANTS, image_guidance=(image, image), audio_guidance=(audio, audio))
+    noise, unet = draw_noise(0, 4, 4, 2, 2), BranchUNet()
+    sampler = ClipSampler(noise, condition(4), 1, constants, at_once)
+    expected = 0.1 * (1 + image * (4 - 1) + audio * (9 - 4))
+    sigmas = karras_sigmas(1, constants)
+    prediction = sampler.latents * input_scale(float(sigmas[0])) * np.float32(expected)
+    stepped = euler_step(sampler.latents, prediction, float(sigmas[0]), float(sigmas[1]))
+    denoise_together([sampler], unet)
+    np.testing.assert_allclose(sampler.latents, stepped, rtol=1e-4, atol=1e-3)
+    assert sum(unet.batches) == branches and max(unet.batches) == min(branches, at_once)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
