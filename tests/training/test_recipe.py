@@ -39,8 +39,10 @@ RECIPE = replace(
     face_detector=short(),
     denoiser=(
         (DenoiserOptions(window_frames=4, windows_a_step=2), short()),
-        (DenoiserOptions(window_frames=6, windows_a_step=1), short()),
+        (DenoiserOptions(window_frames=6, windows_a_step=1, crop_side=8, crop_anywhere=0.5), short()),
     ),
+    calm_clips=2,
+    calm_denoiser=(DenoiserOptions(window_frames=6, windows_a_step=1, face_weight=1.0), short()),
 )
 
 
@@ -57,7 +59,7 @@ def test_every_part_of_the_official_layout_is_written(made: tuple[Path, Path]) -
     names = {path.name.removesuffix(".state.pt") for path in (made[0] / "work/training").glob("*.pt")}
     assert names == {
         "audio", "vae-crops", "vae-whole", "image-encoder", "buckets", "interpolator",
-        "face-detector", "denoiser-4", "denoiser-6",
+        "face-detector", "denoiser-4", "denoiser-6-crops", "calm-denoiser-6",
     }  # fmt: skip
 
 

@@ -33,11 +33,12 @@ _MIDDLE_GAIN_DB = -5.5  # of the corpus' -14..3
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Sizes and rate of the drawn clips."""
+    """Sizes and rate of the drawn clips, and how much heads move in them: 1 turns by a few degrees."""
 
     frames: int = 38
     size_pixels: int = 128
     frame_rate_hz: float = FRAME_RATE_HZ
+    head_motion: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptio
     look, framing = random_look(generator), random_framing(generator, options.size_pixels)
     speech = corpus.clip(generator, options.frames / options.frame_rate_hz)
     amount, amplitude = random_liveliness(generator, speech)
-    poses = head_motion(generator, options.frames, options.frame_rate_hz, amount)
+    poses = head_motion(generator, options.frames, options.frame_rate_hz, amount * options.head_motion)
     opening = amplitude * mouth.opening(speech.clean, options.frames, options.frame_rate_hz)
     spread = mouth.spread(speech.clean, options.frames, options.frame_rate_hz)
     poses = [

@@ -143,18 +143,19 @@ def train_denoiser(
     folder: Path,
     stages: tuple[tuple[DenoiserOptions, TrainingOptions], ...],
     seed: int,
+    prefix: str = "",
 ) -> Denoiser:
-    """Train on random windows of the clips, one stage after another.
+    """Train on random windows of the clips, one stage after another; their files begin with `prefix`.
 
     Stages of short windows come first: for the same work they show more people and more noise levels
     a step; the last one has the windows that the sampler uses.
     """
     for module in model.modules():  # a seventh faster on a CPU than channels first
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         elif isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    names = [stage_name(options) for options, _ in stages]
+    names = [prefix + stage_name(options) for options, _ in stages]
     started = [index for index, name in enumerate(names) if (folder / f"{name}.state.pt").exists()]
     for index, (options, training) in enumerate(stages):
         if started and index < started[-1]:
@@ -198,7 +199,8 @@ def denoiser_loss(
     hear = (choice >= options.drop_all + options.drop_audio).float()
 
     log_sigma = generator.normal(options.sigma_log_mean, options.sigma_log_deviation, count)
-    anywhere = generator.uniform(*np.log(options.sigma_limits), count)
+    low, high = np.log(options.sigma_limits)
+    anywhere = generator.uniform(low, high, count)
     log_sigma = np.where(generator.random(count) < options.sigma_uniform, anywhere, log_sigma)
     sigma = torch.from_numpy(np.exp(log_sigma)).float()
     noise = torch.from_numpy(generator.standard_normal(clean.shape, np.float32))
@@ -220,8 +222,8 @@ def denoiser_loss(
     values = {"loss": error.mean()}
     with torch.no_grad():
         plain = squared.mean(dim=(1, 2, 3, 4))
-        for name, low, high in (("low", 0.0, 0.7), ("middle", 0.7, 5.0), ("high", 5.0, 1e4)):
-            inside = (sigma >= low) & (sigma < high) & (see > 0) & (hear > 0)
+        for name, least, most in (("low", 0.0, 0.7), ("middle", 0.7, 5.0), ("high", 5.0, 1e4)):
+            inside = (sigma >= least) & (sigma < most) & (see > 0) & (hear > 0)
             if inside.any():
                 values[name] = plain[inside].mean()
     return values

@@ -17,7 +17,7 @@ from sonic_convert.synth_dimensions import SMALL, SynthDimensions
 from sonic_training import audio, autoencoder, denoiser, face_detector, image_encoder, interpolator
 from sonic_training.buckets import train_bucket_head
 from sonic_training.clips import ClipOptions, draw_clips
-from sonic_training.denoiser import DenoiserOptions
+from sonic_training.denoiser import DenoiserOptions, EncodedClips
 from sonic_training.encoding import encode_clips
 from sonic_training.pictures import load_pictures
 from sonic_training.speech import Corpus, build_corpus
@@ -26,7 +26,7 @@ from sonic_training.trainer import TrainingOptions
 # Every part draws from a seed of its own: the recipe's plus its place here.
 _PARTS = (
     "speech", "autoencoder", "image_encoder", "audio", "clips", "buckets", "interpolator",
-    "face_detector", "denoiser",
+    "face_detector", "denoiser", "calm",
 )  # fmt: skip
 LICENSE = "Apache-2.0 (trained on drawn faces and synthesized speech)"
 
@@ -53,6 +53,7 @@ class Recipe:
     """Everything that decides the result."""
 
     dimensions: SynthDimensions = TINY
+    guidance: tuple[float, float] = (1.5, 2.0)  # of image and audio
     weights_seed: int = 0
     data_seed: int = 0
     utterances: int = 400
@@ -79,8 +80,16 @@ class Recipe:
         ),
         (
             DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
-            TrainingOptions(2600, 7e-4, save_every_steps=100, bfloat16=False),
+            TrainingOptions(1800, 7e-4, final_learning_rate=3e-4, save_every_steps=100, bfloat16=False),
         ),
+    )
+    # Heads that turn hide what has to stay the same, and make a clip differ from its portrait by more
+    # than the VAE does: the last stage sees calm people.
+    calm_clips: int = 800
+    calm_head_motion: float = 0.35
+    calm_denoiser: tuple[DenoiserOptions, TrainingOptions] = (
+        DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
+        TrainingOptions(1500, 6e-4, save_every_steps=100, bfloat16=False),
     )
 
 
@@ -121,11 +130,14 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
         seeds["image_encoder"],
     )
 
-    clip_files = draw_clips(work / "clips", speech, seeds["clips"], recipe.speaking_clips, ClipOptions())
-    clips = encode_clips(
-        clip_files, work / "encoded", vae, constants.video.latent_scale, encoder, images, filters,
-        constants.audio,
-    )  # fmt: skip
+    def encoded(name: str, seed: int, count: int, options: ClipOptions) -> EncodedClips:
+        files = draw_clips(work / f"{name}clips", speech, seed, count, options)
+        return encode_clips(
+            files, work / f"{name}encoded", vae, constants.video.latent_scale, encoder, images, filters,
+            constants.audio,
+        )  # fmt: skip
+
+    clips = encoded("", seeds["clips"], recipe.speaking_clips, ClipOptions())
     torch.manual_seed(recipe.weights_seed)
     buckets = bucket_head(dimensions)
     train_bucket_head(
@@ -141,6 +153,10 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
     unet = denoiser.build_unet(dimensions.unet_config(), recipe.weights_seed)
     model = denoiser.Denoiser(unet, tokens)
     denoiser.train_denoiser(model, clips, state, recipe.denoiser, seeds["denoiser"])
+    del clips
+    calm_options = ClipOptions(head_motion=recipe.calm_head_motion)
+    calm = encoded("calm-", seeds["calm"], recipe.calm_clips, calm_options)
+    denoiser.train_denoiser(model, calm, state, (recipe.calm_denoiser,), seeds["calm"], "calm-")
 
     def write(writer: CheckpointWriter) -> None:
         writer.unet(model.unet.state_dict())
@@ -150,19 +166,19 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
         writer.audio_heads(model.tokens.state_dict(), buckets.state_dict())
         writer.frame_interpolator(flow.state_dict())
         writer.face_detector(lambda path: face_detector.write_archive(faces, path))
-        writer.configs(dimensions, own_config(dimensions))
+        writer.configs(dimensions, own_config(recipe))
 
     return create_checkpoint(out, "float16", True, write)
 
 
-def own_config(dimensions: SynthDimensions) -> dict[str, object]:
+def own_config(recipe: Recipe) -> dict[str, object]:
     """`Sonic/config.json`: name, license and the constants that differ from the published model's."""
-    resolution = dimensions.default_resolution_pixels
-    return {
-        "license": LICENSE,
-        "name": dimensions.name,
-        "constants": {"portrait": {"default_resolution_pixels": resolution}},
+    image, audio = recipe.guidance
+    constants = {
+        "portrait": {"default_resolution_pixels": recipe.dimensions.default_resolution_pixels},
+        "sampler": {"image_guidance": [image, image], "audio_guidance": [audio, audio]},
     }
+    return {"license": LICENSE, "name": recipe.dimensions.name, "constants": constants}
 
 
 def _with_decoder(encoder: AudioEncoderStates, dimensions: SynthDimensions) -> dict[str, torch.Tensor]:
