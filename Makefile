@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_VERSION ?= 2.13.0
 
-CHECKPOINT ?= build/checkpoints/small-random
-BUNDLE ?= bundles/sonic-demo
+CHECKPOINT ?= sonic-tiny
+BUNDLE ?= bundles/$(notdir $(CHECKPOINT))
 PRECISION ?= fp32
 IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
@@ -29,14 +29,12 @@ $(READY): pyproject.toml runtime/pyproject.toml
 	@$(BIN)/python -m pip install --quiet -e ./runtime -e '.[test]' || { echo "the packages in pyproject.toml cannot be installed; pip's message above names the one"; exit 1; }
 	@touch $@
 
-build/checkpoints/small-random: | $(READY)
-	$(BIN)/sonic-convert synth $@ --size small --seed 0
-
-demo: $(READY) build/checkpoints/small-random ## convert the default checkpoint, generate a video and compare it with PyTorch
-	$(BIN)/sonic-convert convert build/checkpoints/small-random bundles/sonic-demo --work build/demo.work
-	$(BIN)/sonic generate --bundle bundles/sonic-demo --image $(IMAGE) --audio $(AUDIO) --output $(OUTPUT)
-	$(BIN)/sonic-convert parity build/checkpoints/small-random bundles/sonic-demo --image $(IMAGE) --audio $(AUDIO) --json build/parity.json --picture build/parity-worst-frame.png
-	@echo "video: $(OUTPUT)   parity: build/parity.json   worst frame: build/parity-worst-frame.png"
+demo: $(READY) ## convert sonic-tiny, generate a video, compare it with PyTorch and measure its quality
+	$(BIN)/sonic-convert convert sonic-tiny bundles/sonic-tiny --work build/sonic-tiny.work
+	$(BIN)/sonic generate --bundle bundles/sonic-tiny --image $(IMAGE) --audio $(AUDIO) --output $(OUTPUT)
+	$(BIN)/sonic-convert parity sonic-tiny bundles/sonic-tiny --image $(IMAGE) --audio $(AUDIO) --json build/parity.json --picture build/parity-worst-frame.png
+	$(BIN)/sonic-convert quality $(OUTPUT) --bundle bundles/sonic-tiny --portrait $(IMAGE) --json build/demo-quality.json --sheet build/demo.png
+	@echo "video: $(OUTPUT)   contact sheet: build/demo.png   numbers: build/parity.json, build/demo-quality.json"
 
 convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=fp32]: convert a checkpoint
 	$(BIN)/sonic-convert convert $(CHECKPOINT) $(BUNDLE) --precision $(PRECISION)
@@ -44,8 +42,7 @@ convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=fp32]: convert a
 parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTorch
 	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)
 
-train-tiny: $(READY) ## train sonic-tiny from nothing (a night on two cores; goes on where it stopped)
-	@mkdir -p build/sonic-tiny/training && cp -n training/progress/*.state.pt build/sonic-tiny/training/ 2> /dev/null || true
+train-tiny: $(READY) ## train sonic-tiny from nothing (hours on two cores; goes on where it stopped)
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
 test: $(READY) ## run the fast tests

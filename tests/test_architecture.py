@@ -47,17 +47,22 @@ def test_no_module_is_too_long() -> None:
 
 
 def test_runtime_alone_generates(small, portrait: Path, short_wav: Path, tmp_path: Path) -> None:
-    """`pip install ./runtime` in an empty environment gives a working runtime without PyTorch."""
+    """The wheel in an empty environment is a working runtime without PyTorch, and knows sonic-tiny."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = str(environment / "bin/python")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     source = tmp_path / "runtime"
     subprocess.run(["cp", "-r", str(ROOT / "runtime"), str(source)], check=True)
-    install = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", str(source)], capture_output=True, text=True, env=clean
-    )
-    assert install.returncode == 0, install.stderr
+    pip = [python, "-m", "pip", "--quiet"]
+    for command in (
+        [*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source)],
+        [*pip, "install", "--find-links", str(tmp_path), "sonic-runtime"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, env=clean)
+        assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 30_000_000
     script = f"""
 import sys, sonic
 video = sonic.load_model({str(small.bundle)!r}).generate(
@@ -67,11 +72,12 @@ heavy = {{"torch", "onnx", "transformers", "diffusers", "librosa", "cv2", "sonic
 print(sorted(heavy & set(sys.modules)), len(video))
 import importlib.util
 print([name for name in sorted(heavy) if importlib.util.find_spec(name)])
+print(sonic.load_model("sonic-tiny").manifest.name)
 """
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=clean)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[] 18", "[]"]
-    command = subprocess.run(
+    assert done.stdout.splitlines() == ["[] 18", "[]", "sonic-tiny"]
+    done = subprocess.run(
         [str(environment / "bin/sonic"), "info", str(small.bundle)], capture_output=True, text=True, env=clean
     )
-    assert command.returncode == 0 and "unet" in command.stdout
+    assert done.returncode == 0 and "unet" in done.stdout

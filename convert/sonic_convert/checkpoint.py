@@ -39,6 +39,9 @@ COMPONENTS = (
     "frame_interpolator",
     "face_detector",
 )
+EMBEDDED = Path(__file__).with_name("assets")
+"""Checkpoints that this package brings along, by name: sonic-tiny."""
+
 DEFAULT_LICENSE = (
     "Sonic's weights are licensed CC BY-NC-SA 4.0 (non-commercial use only), Stable Video "
     "Diffusion XT's under Stability AI's community license (non-commercial without registration), "
@@ -77,14 +80,14 @@ class Checkpoint:
         """Check that every file is there and read the configurations; no weights are read yet.
 
         Args:
-            path: the checkpoint folder.
+            path: the checkpoint folder, or the name of one that this package brings along.
             variant: "fp16" and "fp32" take only the VAE and image encoder files with and without
                 `.fp16` in their name; "auto" prefers those with, as upstream does.
 
         Raises:
             InputError: a file is missing, or a configuration is not usable; it is named.
         """
-        path = Path(path)
+        path = find_checkpoint(path)
         check_files(path)
         files = {
             "audio2token": [path / "Sonic/audio2token.pth"],
@@ -142,6 +145,13 @@ class Checkpoint:
         """
         keep = _NAMES.get(component, lambda name: name)
         return read_tensors(self.weights_file(component), keep, dtype)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder at `path` or, where there is none, the embedded checkpoint of that name."""
+    path = Path(path)
+    embedded = EMBEDDED / path
+    return embedded if not path.exists() and len(path.parts) == 1 and embedded.is_dir() else path
 
 
 def _encoder_name(name: str) -> str | None:
