@@ -40,7 +40,8 @@ def test_conversion_resumes_and_repeats(small, tmp_path: Path, monkeypatch) -> N
     state = {k: v * 1.5 for k, v in torch.load(path, weights_only=True).items()}
     torch.save(state, path)
     second = convert(checkpoint, tmp_path / "bundle", work_path=work)
-    assert produced == [f"frame_interpolator/{s}" for s in ("exported", "simplified", "fused", "checked")]
+    done = ("exported", "simplified", "fused", "checked", "weighed")
+    assert produced == [f"frame_interpolator/{stage}" for stage in done]
     changed = [
         name
         for name, submodel in second.manifest.submodels.items()
