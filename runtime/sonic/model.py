@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,6 +51,20 @@ def load_model(
     run = RunOptions(memory, threads)
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
     return SonicModel(make_engine(bundle, run.threads_of_a_call), run)
+
+
+_FILES = ("image", "audio", "noise", "dump")
+# Arguments of `SonicModel.generate`, whose names are published, and the options that they set.
+_OPTIONS = {
+    "duration": "duration_seconds",
+    "min_resolution": "resolution_pixels",
+    "inference_steps": "steps",
+} | {
+    name: name
+    for name in (
+        "seed", "dynamic_scale", "motion_scale", "expand_ratio", "lip_sync_correction", "smooth_motion",
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,13 @@ class SonicModel:
             BundleError: the bundle cannot be run.
         """
         request = self._request(
-            image, audio, duration, min_resolution, inference_steps, seed, dynamic_scale,
-            motion_scale, expand_ratio, lip_sync_correction, smooth_motion, noise, dump,
+            {
+                "image": image, "audio": audio, "noise": noise, "dump": dump, "duration": duration,
+                "min_resolution": min_resolution, "inference_steps": inference_steps, "seed": seed,
+                "dynamic_scale": dynamic_scale, "motion_scale": motion_scale,
+                "expand_ratio": expand_ratio, "lip_sync_correction": lip_sync_correction,
+                "smooth_motion": smooth_motion,
+            }
         )  # fmt: skip
         progress = progress or default_progress()
         spool = None if spool_directory is None else Path(spool_directory)
@@ -195,7 +213,7 @@ class SonicModel:
         clips: list[Generation | SonicError] = []
         for arguments in group:
             try:
-                request = self._request_of(arguments)
+                request = self._request(arguments)
                 with Generation(self.engine, request, progress, spool, self.run).leave_open() as clip:
                     clip.prepare()
                 clips.append(clip)
@@ -214,45 +232,18 @@ class SonicModel:
             return [error if isinstance(clip, Generation) else clip for clip in clips]
         return clips
 
-    def _request_of(self, arguments: Mapping[str, Any]) -> ClipRequest:
-        names = [name for name in inspect.signature(self._request).parameters]
-        unknown = sorted(set(arguments) - set(names))
+    def _request(self, arguments: Mapping[str, Any]) -> ClipRequest:
+        """The arguments of :meth:`generate` by name, checked and complete."""
+        known = (*_FILES, *_OPTIONS)
+        unknown = sorted(set(arguments) - set(known))
         if unknown:
-            raise InputError(f"'{unknown[0]}' is no option of a clip; it should be one of {', '.join(names)}")
+            raise InputError(f"'{unknown[0]}' is no option of a clip; it should be one of {', '.join(known)}")
         missing = [name for name in ("image", "audio") if name not in arguments]
         if missing:
             raise InputError(f"a clip needs '{missing[0]}', the path of a file")
-        return self._request(**arguments)
-
-    def _request(
-        self,
-        image: PathLike,
-        audio: PathLike,
-        duration: float | None = None,
-        min_resolution: int | None = None,
-        inference_steps: int | None = None,
-        seed: int | None = None,
-        dynamic_scale: float = 1.0,
-        motion_scale: float = 1.0,
-        expand_ratio: float | None = None,
-        lip_sync_correction: bool = False,
-        smooth_motion: bool = False,
-        noise: PathLike | np.ndarray | None = None,
-        dump: PathLike | None = None,
-    ) -> ClipRequest:
-        """The arguments of :meth:`generate`, checked and complete."""
-        options = GenerationOptions(
-            duration_seconds=duration,
-            resolution_pixels=min_resolution,
-            steps=inference_steps,
-            seed=seed,
-            dynamic_scale=dynamic_scale,
-            motion_scale=motion_scale,
-            expand_ratio=expand_ratio,
-            lip_sync_correction=lip_sync_correction,
-            smooth_motion=smooth_motion,
-        )
-        return ClipRequest(image, audio, options.resolved(self.constants), noise, dump)
+        files = {name: value for name, value in arguments.items() if name in _FILES}
+        options = {_OPTIONS[name]: value for name, value in arguments.items() if name in _OPTIONS}
+        return ClipRequest(options=GenerationOptions(**options).resolved(self.constants), **files)
 
     def _calls_at_once(self) -> int:
         """An observer sees one call after another."""

@@ -62,25 +62,25 @@ class Recipe:
     speaking_clips: int = 1500
     smooth_clips: int = 200
     autoencoder_steps: tuple[int, int] = (3500, 900)
-    audio: TrainingOptions = TrainingOptions(steps=3000, learning_rate=1.5e-3, bfloat16=False)
+    audio: TrainingOptions = TrainingOptions(steps=3000, learning_rate=1.5e-3)
     image_encoder: TrainingOptions = TrainingOptions(steps=1500)
-    buckets: TrainingOptions = TrainingOptions(steps=800, bfloat16=False)
+    buckets: TrainingOptions = TrainingOptions(steps=800)
     interpolator: TrainingOptions = TrainingOptions(steps=2000, learning_rate=2e-3)
-    face_detector: TrainingOptions = TrainingOptions(steps=2000, bfloat16=False)
+    face_detector: TrainingOptions = TrainingOptions(steps=2000)
     denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
         (
             DenoiserOptions(window_frames=9, windows_a_step=8, crop_side=8),
             TrainingOptions(
-                6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998, bfloat16=False
+                6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998
             ),
         ),
         (
             DenoiserOptions(window_frames=25, windows_a_step=4, crop_side=8, crop_anywhere=0.35),
-            TrainingOptions(500, 8e-4, final_learning_rate=7e-4, save_every_steps=100, bfloat16=False),
+            TrainingOptions(500, 8e-4, final_learning_rate=7e-4, save_every_steps=100),
         ),
         (
             DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
-            TrainingOptions(1800, 7e-4, final_learning_rate=3e-4, save_every_steps=100, bfloat16=False),
+            TrainingOptions(1800, 7e-4, final_learning_rate=3e-4, save_every_steps=100),
         ),
     )
     # Heads that turn hide what has to stay the same, and make a clip differ from its portrait by more
@@ -89,7 +89,7 @@ class Recipe:
     calm_head_motion: float = 0.35
     calm_denoiser: tuple[DenoiserOptions, TrainingOptions] = (
         DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
-        TrainingOptions(1500, 6e-4, save_every_steps=100, bfloat16=False),
+        TrainingOptions(1500, 6e-4, save_every_steps=100),
     )
 
 

@@ -28,7 +28,7 @@ class TrainingOptions:
     gradient_clip: float = 1.0
     average_decay: float = 0.998  # of the exponential moving average that is kept as the result
     save_every_steps: int = 200
-    bfloat16: bool = True
+    bfloat16: bool = False  # PyTorch 2.13 aborts in the backward pass of some convolutions on CPUs with AMX
 
 
 def train(
