@@ -64,9 +64,9 @@ def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -
     columns = rows.max(axis=0)  # of one size, or the solver loses the small ones
     solved, _ = nnls(rows / columns * scale[:, None], np.asarray(values, float) * scale)
     return {
-        term: float(value)
-        for term, value in zip(terms, solved / columns, strict=True)
-        if value * columns[list(terms).index(term)] > 1e-9 * max(values)
+        term: float(share / column)
+        for term, share, column in zip(terms, solved, columns, strict=True)
+        if share > 1e-9 * max(values)
     }
 
 

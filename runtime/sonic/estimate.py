@@ -215,7 +215,7 @@ def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: f
     small = sizes | ({"frames": 2, "batch": 1} if "frames" in sizes else {})
     with engine.open(name) as session:
 
-        def run(axes: dict[str, int], values: dict[str, np.ndarray]) -> float:
+        def run(values: dict[str, np.ndarray]) -> float:
             started = time.perf_counter()
             session.run(values)
             return time.perf_counter() - started
@@ -223,15 +223,15 @@ def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: f
         work = {key: sum(info.work.flop_of(axes).values()) for key, axes in
                 (("small", small), ("whole", sizes))}  # fmt: skip
         values = feeds(small)
-        run(small, values)  # the first call allocates
-        taken = run(small, values)
+        run(values)  # the first call allocates
+        taken = run(values)
         if taken * work["whole"] / work["small"] > budget_seconds:
             return work["small"] / taken
         values = feeds(sizes)
-        run(sizes, values)
-        times = [run(sizes, values)]
+        run(values)
+        times = [run(values)]
         while sum(times) + times[-1] < budget_seconds - taken:
-            times.append(run(sizes, values))
+            times.append(run(values))
         return work["whole"] / float(np.median(times))
 
 
