@@ -28,7 +28,7 @@ from sonic.options import GenerationOptions
 from sonic.portrait import Portrait, frame_portrait, load_portrait
 from sonic.progress import NoProgress, Progress
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.submodels import SUBMODELS, build_unet
+from sonic_convert.submodels import SUBMODELS
 
 Detector = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A face detector's `run`, as :func:`sonic.face.detect_faces` calls it."""
@@ -66,11 +66,9 @@ class TorchReference:
 
     @contextmanager
     def network(self, name: str) -> Iterator[nn.Module]:
-        """A submodel of the table, or ``unet`` with its published forward; freed afterwards."""
-        if name == "unet":
-            module: nn.Module = build_unet(self.checkpoint)
-        else:
-            module = next(s for s in SUBMODELS if s.name == name).build(self.checkpoint)
+        """A submodel of the table with its published forward; freed afterwards."""
+        submodel = next(submodel for submodel in SUBMODELS if submodel.name == name)
+        module = (submodel.published or submodel.build)(self.checkpoint)
         try:
             yield module
         finally:

@@ -11,15 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
 from sonic.errors import InputError
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket, AudioToToken
+from sonic_convert.modules.exportable_unet import ExportableUNet, folded_levels
 from sonic_convert.modules.face import FaceDetector
-from sonic_convert.modules.image import ImageEncoder, VaeDecoder, VaeEncoder, build_vae
+from sonic_convert.modules.image import (
+    ExportableVaeDecoder,
+    ImageEncoder,
+    VaeDecoder,
+    VaeEncoder,
+    build_vae,
+)
 from sonic_convert.modules.interpolator import FrameInterpolator
-from sonic_convert.modules.unet import ExportableUNet, SonicUNet
+from sonic_convert.modules.unet import SonicUNet
 from sonic_convert.tensor_files import load_strict
 
 Sizes = dict[str, int]
@@ -116,6 +124,8 @@ class Submodel:
             one that its memory grows with.
         work_sizes: sizes at which the work is counted, at least as many as terms.
         memory_sizes: two sizes at which the memory of a call is measured.
+        published: makes the module with the published forward, where `build` rewrites it; its inputs
+            may differ.
     """
 
     name: str
@@ -129,6 +139,7 @@ class Submodel:
     work_terms: tuple[str, ...] = ("1",)
     work_sizes: tuple[Sizes, ...] = ({},)
     memory_sizes: tuple[Sizes, ...] = ({},)
+    published: Callable[[Checkpoint], nn.Module] | None = None
 
     def example(self, dimensions: Dimensions, sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the given axis sizes, by name."""
@@ -172,14 +183,9 @@ def _image_encoder(checkpoint: Checkpoint) -> nn.Module:
     )
 
 
-def _vae_encoder(checkpoint: Checkpoint) -> nn.Module:
+def _vae(checkpoint: Checkpoint) -> AutoencoderKLTemporalDecoder:
     state = checkpoint.state_dict("vae")
-    return VaeEncoder(build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))).eval()
-
-
-def _vae_decoder(checkpoint: Checkpoint) -> nn.Module:
-    state = checkpoint.state_dict("vae")
-    return VaeDecoder(build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))).eval()
+    return build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))
 
 
 def build_unet(checkpoint: Checkpoint) -> SonicUNet:
@@ -190,7 +196,10 @@ def build_unet(checkpoint: Checkpoint) -> SonicUNet:
 
 
 def _unet(checkpoint: Checkpoint) -> nn.Module:
-    return ExportableUNet(build_unet(checkpoint)).eval()
+    dimensions, portrait = measure(checkpoint), checkpoint.constants.portrait
+    side = portrait.default_resolution_pixels // checkpoint.constants.video.latent_stride_pixels
+    folded = folded_levels(side * side, dimensions.tokens, dimensions.levels)
+    return ExportableUNet(build_unet(checkpoint), folded).eval()
 
 
 def _frame_interpolator(checkpoint: Checkpoint) -> nn.Module:
@@ -299,7 +308,7 @@ SUBMODELS: tuple[Submodel, ...] = (
     Submodel(
         "vae_encoder",
         "vae",
-        _vae_encoder,
+        lambda checkpoint: VaeEncoder(_vae(checkpoint)).eval(),
         lambda d: (TensorSpec("image", (1, 3, "height", "width"), (-1.0, 1.0)),),
         lambda d: (TensorSpec("latent", (1, d.latent_channels, "height/8", "width/8")),),
         _PICTURES,
@@ -310,13 +319,14 @@ SUBMODELS: tuple[Submodel, ...] = (
     Submodel(
         "vae_decoder",
         "vae",
-        _vae_decoder,
+        lambda checkpoint: ExportableVaeDecoder(_vae(checkpoint)).eval(),
         lambda d: (TensorSpec("latents", ("count", d.latent_channels, "height", "width")),),
         lambda d: (TensorSpec("images", ("count", 3, "8*height", "8*width")),),
         (_picture_sizes(8, 16, 3), _picture_sizes(16, 8, 1)),
         work_terms=("count*height*width", "count*height*height*width*width"),
         work_sizes=(_picture_sizes(8, 8, 2), _picture_sizes(16, 8, 1)),
         memory_sizes=(_picture_sizes(16, 16, 2), _picture_sizes(32, 32, 2)),
+        published=lambda checkpoint: VaeDecoder(_vae(checkpoint)).eval(),
     ),
     Submodel(
         "unet",
@@ -341,6 +351,7 @@ SUBMODELS: tuple[Submodel, ...] = (
             _unet_sizes(2, 3, 8, 8), _unet_sizes(1, 4, 8, 8),
         ),
         memory_sizes=(_unet_sizes(1, 8, 16, 16), _unet_sizes(1, 8, 32, 32)),
+        published=build_unet,
     ),
     Submodel(
         "frame_interpolator",

@@ -8,7 +8,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from torch.nn.functional import interpolate
 
 from sonic.errors import InputError
-from sonic_convert.modules.unet import ExportableUNet, SonicUNet
+from sonic_convert.modules.exportable_unet import ExportableUNet
+from sonic_convert.modules.unet import SonicUNet
 
 CONFIG = {
     "sample_size": 16,
@@ -67,15 +68,20 @@ def published(unet: SonicUNet, sample, timestep, ids, image, audio, face_mask) -
     return unet(sample, timestep, ids, image_tokens, audio.flatten(0, 1), face_mask)
 
 
+@pytest.mark.parametrize("folded", [0, 2, 3])
 @pytest.mark.parametrize("shape", [(3, 4, 8, 16), (1, 1, 16, 8), (2, 7, 8, 8)])
 @torch.inference_mode()
-def test_rewrites_change_nothing(unet: SonicUNet, shape: tuple[int, int, int, int]) -> None:
+def test_rewrites_change_nothing(
+    unet: SonicUNet, shape: tuple[int, int, int, int], folded: int
+) -> None:
     inputs = clip(*shape)
     expected = published(unet, *inputs)
     *others, face_mask = inputs
     height, width = shape[2:]
     masks = [interpolate(face_mask, (height >> i, width >> i), mode="bicubic") for i in range(3)]
-    found = ExportableUNet(unet)(*others, *masks)
+    found = ExportableUNet(unet, folded)(*others, *masks)
+    # The rewrites share weights and leave the published layers as they are.
+    assert torch.equal(published(unet, *inputs), expected)
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

@@ -126,7 +126,7 @@ def test_a_perfect_prediction_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> No
     starts = generator.integers(8 - frames + 1, size=3)
     window = starts[:, None] + np.arange(frames)
     seen["clean"] = clips.latents[torch.from_numpy(chosen)[:, None], torch.from_numpy(window)].float()
-    monkeypatch.setattr(denoiser, "walk", oracle)
+    monkeypatch.setattr(denoiser, "denoise", oracle)
     model = denoiser.Denoiser(torch.nn.Identity(), Tokens())  # type: ignore[arg-type]
     options = denoiser.DenoiserOptions(window_frames=frames, windows_a_step=3)
     loss = denoiser.denoiser_loss(model, clips, options, np.random.default_rng(0))["loss"]

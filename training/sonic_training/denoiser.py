@@ -20,12 +20,11 @@ from torch.nn import functional
 
 from sonic_convert.modules.audio import AudioToToken
 from sonic_convert.modules.unet import (
-    ExportableContext,
     SonicUNet,
     attend,
     audio_keys_values,
+    denoise,
     split_frames,
-    walk,
 )
 from sonic_training.trainer import TrainingOptions, train
 
@@ -215,7 +214,7 @@ def denoiser_loss(
     tokens = model.tokens(audio * hear[:, None, None, None, None])
     time_ids = torch.cat([torch.full((count, 1), 12.5), clips.buckets[chosen]], dim=1)
     context = WindowContext(embedding * see[:, None], tokens, masks)
-    predicted = walk(model.unet, sample, 0.25 * sigma.log(), time_ids, context).float()
+    predicted = denoise(model.unet, sample, 0.25 * sigma.log(), time_ids, context).float()
     squared = (predicted - target) ** 2
     weight = 1 + options.mouth_weight * mouths[:, None] + options.face_weight * masks[0][:, None]
     error = (weight * squared).mean(dim=(1, 2, 3, 4))
@@ -257,12 +256,34 @@ def crop(x: Tensor, corners: NDArray[np.int64], side: int) -> Tensor:
     )
 
 
-class WindowContext(ExportableContext):
-    """The exportable context, with a mask for each window of the batch."""
+@dataclass(frozen=True)
+class WindowContext:
+    """What the cross-attentions attend to in training: a softmax over the one image token is one.
+
+    Attributes:
+        image_embedding: (batch, context width).
+        audio_tokens: (batch, frames, tokens, context width).
+        masks: one (batch, 1, h_level, w_level) for every level.
+    """
+
+    image_embedding: Tensor
+    audio_tokens: Tensor
+    masks: tuple[Tensor, ...]
 
     def spatial(self, attention: Attention, hidden: Tensor, level: int) -> Tensor:
+        """(batch * frames, positions, channels) -> the same."""
         batch, frames = self.audio_tokens.shape[:2]
         key, value = audio_keys_values(attention, self.audio_tokens.flatten(0, 1))
         audio = split_frames(attend(attention.to_q(hidden), key, value, attention), batch, frames)
         image = attention.to_v(self.image_embedding)[:, None, None, :]
         return (audio * self.masks[level].reshape(batch, 1, -1, 1) + image).flatten(0, 1)
+
+    def temporal(self, attention: Attention, hidden: Tensor) -> Tensor:
+        """(batch * positions, frames, channels) -> the same."""
+        batch = self.audio_tokens.shape[0]
+        frames, channels = hidden.shape[1:]
+        key, value = audio_keys_values(attention, self.audio_tokens.mean(dim=1))
+        # All positions of a batch item share keys and values, so their queries form one sequence.
+        query = attention.to_q(hidden).reshape(batch, -1, channels)
+        image = attention.to_v(self.image_embedding)[:, None, :]
+        return (attend(query, key, value, attention) + image).reshape(-1, frames, channels)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sonic_convert.modules.groups import set_group_count
+from sonic_convert.modules.rewrites import (
+    Grid,
+    PhaseUpsample,
+    RewrittenResnet,
+    group_norm,
+    over_frames,
+)
 from sonic_convert.tensor_files import load_strict
 
 
@@ -79,3 +88,41 @@ class VaeDecoder(nn.Module):
         frames = latents.shape[0]
         image_only = latents.new_zeros(1, frames)
         return self.decoder(latents, image_only_indicator=image_only, num_frames=frames)
+
+
+class ExportableVaeDecoder(nn.Module):
+    """The same numbers as :class:`VaeDecoder` with fewer operations, for a graph of dynamic sizes."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        shared = {id(tensor): tensor for tensor in vae.parameters()}
+        decoder = self.decoder = copy.deepcopy(vae.decoder, shared)  # type: ignore[arg-type]
+        for block in (decoder.mid_block, *decoder.up_blocks):
+            block.resnets = nn.ModuleList(map(RewrittenResnet, block.resnets))
+            if getattr(block, "upsamplers", None):
+                block.upsamplers = nn.ModuleList(map(PhaseUpsample, block.upsamplers))
+        self.time_conv_out = over_frames(decoder.time_conv_out)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(frames, 4, h, w) unscaled -> (frames, 3, 8 h, 8 w) in about -1..1."""
+        decoder = self.decoder
+        frames, _, height, width = latents.shape
+        grid = Grid(1, frames, height, width)
+        middle = decoder.mid_block
+        hidden = middle.resnets[0](decoder.conv_in(latents), grid)
+        # As published: the attention of a decoder with one layer a block has no residual block after it,
+        # and is left out.
+        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=False):
+            hidden = resnet(attention(hidden), grid)
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                hidden = resnet(hidden, grid)
+            for upsampler in block.upsamplers or ():
+                hidden = upsampler(hidden)
+                grid = Grid(1, frames, 2 * grid.height, 2 * grid.width)
+        sizes = (frames, grid.height, grid.width)
+        hidden = decoder.conv_out(F.silu(group_norm(decoder.conv_norm_out, hidden, *sizes)))
+        channels = decoder.conv_out.out_channels
+        over_time = hidden.reshape(1, frames, channels, grid.positions).transpose(1, 2)
+        images = self.time_conv_out(over_time).transpose(1, 2)
+        return images.reshape(frames, channels, grid.height, grid.width)

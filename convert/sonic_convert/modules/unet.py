@@ -1,14 +1,10 @@
 """The denoiser: SVD's spatio-temporal UNet with an audio adapter in every cross-attention.
 
 Modules and tensor names are those of diffusers' ``UNetSpatioTemporalConditionModel``, plus
-``...attn2.processor.to_k_ip.0.weight`` and ``...attn2.processor.to_v_ip.0.weight``. Two forwards run
-over the same weights:
-
-- :class:`SonicUNet` computes what the published inference code computes; it is the truth for parity.
-- :class:`ExportableUNet` computes the same numbers with the exact rewrites that make a graph
-  dynamic in frames, height and width (see its docstring).
-
-They share the walk over the blocks and differ in how a cross-attention reads its context.
+``...attn2.processor.to_k_ip.0.weight`` and ``...attn2.processor.to_v_ip.0.weight``.
+:class:`SonicUNet` computes what the published inference code computes; it is the truth for parity. What
+is exported is :class:`sonic_convert.modules.exportable_unet.ExportableUNet`: the same walk over the
+blocks, and the same numbers with fewer operations.
 """
 
 from __future__ import annotations
@@ -95,7 +91,7 @@ class SonicUNet(UNetSpatioTemporalConditionModel):
         """
         batch, frames = sample.shape[:2]
         context = PublishedContext(image_tokens, audio_tokens, face_mask, batch, frames)
-        return walk(self, sample, timestep, added_time_ids, context)
+        return denoise(self, sample, timestep, added_time_ids, context)
 
 
 @dataclass(frozen=True)
@@ -138,68 +134,6 @@ class PublishedContext:
         return mask.reshape(1, positions, 1)
 
 
-class ExportableUNet(nn.Module):
-    """The same numbers as :class:`SonicUNet`, written for a dynamic graph.
-
-    The rewrites are exact: a softmax over the single image token is one, so the image half of a
-    cross-attention is one linear map of the image embedding; the temporal context is computed once a
-    batch item and not repeated for every position; the mask at each level is an input (a constant of
-    the clip); the frames' mixing weights and position embeddings are folded or computed once.
-    """
-
-    def __init__(self, unet: SonicUNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        added_time_ids: Tensor,
-        image_embedding: Tensor,
-        audio_tokens: Tensor,
-        *masks: Tensor,
-    ) -> Tensor:
-        """Predict v; shapes as in :class:`SonicUNet`, except for the context.
-
-        Args:
-            sample: (batch, frames, 8, h, w).
-            timestep: (1,).
-            added_time_ids: (batch, 3).
-            image_embedding: (batch, context width), the same for all frames.
-            audio_tokens: (batch, frames, tokens, context width).
-            masks: one (1, 1, h_level, w_level) for every level of the UNet, the finest first.
-        """
-        context = ExportableContext(image_embedding, audio_tokens, masks)
-        return walk(self.unet, sample, timestep, added_time_ids, context)
-
-
-@dataclass(frozen=True)
-class ExportableContext:
-    """The image half as a linear map; the audio half per frame, or once a batch item over time."""
-
-    image_embedding: Tensor
-    audio_tokens: Tensor
-    masks: tuple[Tensor, ...]
-
-    def spatial(self, attention: Attention, hidden: Tensor, level: int) -> Tensor:
-        batch, frames = self.audio_tokens.shape[:2]
-        key, value = audio_keys_values(attention, self.audio_tokens.flatten(0, 1))
-        audio = attend(attention.to_q(hidden), key, value, attention)
-        audio = audio * self.masks[level].reshape(1, -1, 1)
-        image = attention.to_v(self.image_embedding)[:, None, None, :]
-        return (split_frames(audio, batch, frames) + image).flatten(0, 1)
-
-    def temporal(self, attention: Attention, hidden: Tensor) -> Tensor:
-        batch = self.audio_tokens.shape[0]
-        frames, channels = hidden.shape[1:]
-        key, value = audio_keys_values(attention, self.audio_tokens.mean(dim=1))
-        # All positions of a batch item share keys and values, so their queries form one sequence.
-        query = attention.to_q(hidden).reshape(batch, -1, channels)
-        image = attention.to_v(self.image_embedding)[:, None, :]
-        return (attend(query, key, value, attention) + image).reshape(-1, frames, channels)
-
-
 def split_frames(tensor: Tensor, batch: int, frames: int) -> Tensor:
     """(batch * frames, ...) -> (batch, frames, ...).
 
@@ -234,57 +168,92 @@ def self_attention(attention: Attention, hidden: Tensor) -> Tensor:
     return attention.to_out[0](attend(query, key, value, attention))
 
 
-def walk(
+class Layers(Protocol):
+    """What a walk over the blocks calls; hidden states are (batch * frames, channels, h, w)."""
+
+    def resnet(self, block: Any, hidden: Tensor, level: int) -> Tensor:
+        """A residual block over space and time."""
+
+    def transformer(self, block: Any, hidden: Tensor, level: int) -> Tensor:
+        """A transformer over space and time."""
+
+
+@dataclass(frozen=True)
+class PublishedLayers:
+    """The layers as published; `emb` is (batch * frames, width)."""
+
+    emb: Tensor
+    context: CrossAttentions
+    batch: int
+    frames: int
+
+    def resnet(self, block: SpatioTemporalResBlock, hidden: Tensor, level: int) -> Tensor:
+        return spatio_temporal_resnet(block, hidden, self.emb, self.batch, self.frames)
+
+    def transformer(
+        self, block: TransformerSpatioTemporalModel, hidden: Tensor, level: int
+    ) -> Tensor:
+        return spatio_temporal_transformer(
+            block, hidden, self.context, level, self.batch, self.frames
+        )
+
+
+def denoise(
     unet: SonicUNet,
     sample: Tensor,
     timestep: Tensor,
     added_time_ids: Tensor,
     context: CrossAttentions,
 ) -> Tensor:
-    """The UNet's blocks from `sample` (batch, frames, 8, h, w) to v (batch, frames, 4, h, w).
+    """From `sample` (batch, frames, 8, h, w) to v (batch, frames, 4, h, w), with the published layers.
 
     `timestep` is one for the batch, () or (1,), or, in training, one for each item, (batch,).
     """
     batch, frames = sample.shape[:2]
-    emb = unet.time_embedding(unet.time_proj(timestep.reshape(-1).expand(batch)).to(sample.dtype))
+    emb = time_embedding(unet, timestep, added_time_ids)
+    layers = PublishedLayers(emb.repeat_interleave(frames, dim=0), context, batch, frames)
+    return split_frames(walk(unet, sample.flatten(0, 1), layers), batch, frames)
+
+
+def time_embedding(unet: SonicUNet, timestep: Tensor, added_time_ids: Tensor) -> Tensor:
+    """The embedding of the step, of the frame rate and of the motion buckets, (batch, width)."""
+    batch, dtype = added_time_ids.shape[0], unet.conv_in.weight.dtype
+    emb = unet.time_embedding(unet.time_proj(timestep.reshape(-1).expand(batch)).to(dtype))
     added = unet.add_time_proj(added_time_ids.flatten()).reshape(batch, -1)
-    emb = emb + unet.add_embedding(added.to(sample.dtype))
-    # expand + flatten: repeat_interleave by a symbolic length does not export.
-    emb = emb[:, None].expand(-1, frames, -1).flatten(0, 1)
+    return emb + unet.add_embedding(added.to(dtype))
 
-    def resnet(block: SpatioTemporalResBlock, hidden: Tensor) -> Tensor:
-        return spatio_temporal_resnet(block, hidden, emb, batch, frames)
 
-    def transformer(block: TransformerSpatioTemporalModel, hidden: Tensor, level: int) -> Tensor:
-        return spatio_temporal_transformer(block, hidden, context, level, batch, frames)
-
-    hidden = unet.conv_in(sample.flatten(0, 1))
+def walk(unet: SonicUNet, sample: Tensor, layers: Layers) -> Tensor:
+    """The UNet's blocks from (batch * frames, 8, h, w) to (batch * frames, 4, h, w)."""
+    hidden = unet.conv_in(sample)
     skips = [hidden]
     for level, block in enumerate(unet.down_blocks):
-        for layer, attention in zip(block.resnets, attentions_of(block), strict=True):
-            hidden = resnet(layer, hidden)
+        for resnet, attention in zip(block.resnets, attentions_of(block), strict=True):
+            hidden = layers.resnet(resnet, hidden, level)
             if attention is not None:
-                hidden = transformer(attention, hidden, level)
+                hidden = layers.transformer(attention, hidden, level)
             skips.append(hidden)
         for downsampler in block.downsamplers or ():
             hidden = downsampler(hidden)
             skips.append(hidden)
 
     deepest = len(unet.down_blocks) - 1
-    hidden = resnet(unet.mid_block.resnets[0], hidden)
-    for attention, layer in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
-        hidden = resnet(layer, transformer(attention, hidden, deepest))
+    middle = unet.mid_block
+    hidden = layers.resnet(middle.resnets[0], hidden, deepest)
+    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+        hidden = layers.transformer(attention, hidden, deepest)
+        hidden = layers.resnet(resnet, hidden, deepest)
 
     for index, block in enumerate(unet.up_blocks):
-        for layer, attention in zip(block.resnets, attentions_of(block), strict=True):
-            hidden = resnet(layer, torch.cat([hidden, skips.pop()], dim=1))
+        level = deepest - index
+        for resnet, attention in zip(block.resnets, attentions_of(block), strict=True):
+            hidden = layers.resnet(resnet, torch.cat([hidden, skips.pop()], dim=1), level)
             if attention is not None:
-                hidden = transformer(attention, hidden, deepest - index)
+                hidden = layers.transformer(attention, hidden, level)
         for upsampler in block.upsamplers or ():
             hidden = upsampler(hidden)
 
-    hidden = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
-    return split_frames(hidden, batch, frames)
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
 
 def attentions_of(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:

@@ -1,0 +1,174 @@
+"""Layers that compute what diffusers' do with less work; every rewrite is exact but for rounding.
+
+Each layer is made from one of diffusers' and shares the weights that it does not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sizes at one level of a network.
+
+    Layers reshape by these and never by the sizes of what they compute, so that the exported graph
+    has one constant or shape for each level and not one for each layer.
+    """
+
+    batch: int
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def positions(self) -> int:
+        """Of one frame."""
+        return self.height * self.width
+
+
+def group_norm(norm: nn.GroupNorm, hidden: Tensor, *sizes: int, affine: bool = True) -> Tensor:
+    """`norm` of (sizes[0], channels, *sizes[1:]), with or without its gain and offset."""
+    # The exporter wants the gain and offset of the groups, which are one and zero.
+    ones, zeros = hidden.new_ones(norm.num_groups), hidden.new_zeros(norm.num_groups)
+    grouped = hidden.reshape(sizes[0], norm.num_groups, -1)
+    normed = F.instance_norm(grouped, weight=ones, bias=zeros, eps=norm.eps)
+    normed = normed.reshape(sizes[0], norm.num_channels, *sizes[1:])
+    if not affine:
+        return normed
+    shape = (1, -1) + (1,) * (len(sizes) - 1)
+    return normed * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+
+
+class PhaseUpsample(nn.Module):
+    """Nearest-neighbour upsampling by two and a 3 x 3 convolution, on the small picture.
+
+    Each of the four phases of the large picture (even and odd rows and columns) sees 2 x 2 pixels of
+    the small one, weighted with sums of the 3 x 3 weights: 16 products a pixel in place of 36.
+    """
+
+    def __init__(self, upsample: Upsample2D) -> None:
+        super().__init__()
+        convolution = upsample.conv
+        if not isinstance(convolution, nn.Conv2d) or convolution.kernel_size != (3, 3):
+            raise ValueError("only an upsampling with a 3 x 3 convolution can be rewritten")
+        self.bias = convolution.bias
+        for row, of_row in enumerate(_halves(convolution.weight.detach(), 2)):
+            for column, of_both in enumerate(_halves(of_row, 3)):
+                self.register_buffer(f"weight_{row}{column}", of_both.contiguous())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, channels, h, w) -> (n, channels, 2 h, 2 w)."""
+        phases = [
+            F.conv2d(
+                F.pad(hidden, (1 - column, column, 1 - row, row)),
+                self.get_buffer(f"weight_{row}{column}"),
+                self.bias,
+            )
+            for row in (0, 1)
+            for column in (0, 1)
+        ]
+        return F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), 2)
+
+
+def _halves(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The two taps that an even and an odd row (or column) of the large picture has on the small one."""
+    before, at, after = weight.unbind(axis)
+    return torch.stack([before, at + after], axis), torch.stack([before + at, after], axis)
+
+
+class SplitGEGLU(nn.Module):
+    """A GEGLU with one linear map for the values and one for the gates: no tensor of both is cut."""
+
+    def __init__(self, geglu: GEGLU) -> None:
+        super().__init__()
+        weights = geglu.proj.weight.detach().chunk(2)
+        biases = geglu.proj.bias.detach().chunk(2)
+        self.value, self.gate = (linear(*parts) for parts in zip(weights, biases, strict=True))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., channels) -> (..., inner channels)."""
+        return self.value(hidden) * F.gelu(self.gate(hidden))
+
+
+class RewrittenResnet(nn.Module):
+    """A residual block over space, then one over time; the learned blend is part of the last weights.
+
+    ``a s + (1 - a) (s + r) = s + (1 - a) r``, where s is the result over space and r the residual over
+    time. Convolutions over three frames run as 3 x 1 convolutions of (frames, positions).
+    """
+
+    def __init__(self, block: SpatioTemporalResBlock) -> None:
+        super().__init__()
+        space, time = block.spatial_res_block, block.temporal_res_block
+        changed = space.upsample, space.downsample, time.conv_shortcut
+        if any(part is not None for part in changed) or space.output_scale_factor != 1.0:
+            raise ValueError("only residual blocks of one size can be rewritten")
+        self.space, self.time = space, time
+        share = 1 - spatial_share(block.time_mixer)
+        self.time_conv1 = over_frames(time.conv1)
+        self.time_conv2 = over_frames(time.conv2, share)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        grid: Grid,
+        emb: Tensor | None = None,
+        emb_of_frames: Tensor | None = None,
+    ) -> Tensor:
+        """(batch * frames, channels, h, w) -> the same sizes.
+
+        `emb` (batch, width) is the activated embedding of the step and `emb_of_frames`
+        (batch * frames, width) the same for every frame, for blocks that have one.
+        """
+        space, time = self.space, self.time
+        count = grid.batch * grid.frames
+        sizes = (count, grid.height, grid.width)
+        x = space.conv1(F.silu(group_norm(space.norm1, hidden, *sizes)))
+        if emb_of_frames is not None:
+            x = x + space.time_emb_proj(emb_of_frames)[:, :, None, None]
+        x = space.conv2(F.silu(group_norm(space.norm2, x, *sizes)))
+        spatial = x + (hidden if space.conv_shortcut is None else space.conv_shortcut(hidden))
+
+        channels = space.conv2.out_channels
+        spatial = spatial.reshape(grid.batch, grid.frames, channels, grid.positions).transpose(1, 2)
+        sizes = (grid.batch, grid.frames, grid.positions)
+        x = self.time_conv1(F.silu(group_norm(time.norm1, spatial, *sizes)))
+        if emb is not None:
+            x = x + time.time_emb_proj(emb)[:, :, None, None]
+        x = self.time_conv2(F.silu(group_norm(time.norm2, x, *sizes)))
+        blended = (spatial + x).transpose(1, 2)
+        return blended.reshape(count, channels, grid.height, grid.width)
+
+
+def spatial_share(mixer: AlphaBlender) -> Tensor:
+    """How much the result over space counts in a learned blend (no frame is image-only)."""
+    share = torch.sigmoid(mixer.mix_factor.detach())
+    return 1 - share if mixer.switch_spatial_to_temporal_mix else share
+
+
+def over_frames(convolution: nn.Conv3d, scale: Tensor | float = 1.0) -> nn.Conv2d:
+    """A (3, 1, 1) convolution as one of (frames, positions), its result multiplied by `scale`."""
+    made = nn.Conv2d(
+        convolution.in_channels, convolution.out_channels, (3, 1), padding=(1, 0), device="meta"
+    )
+    assert convolution.bias is not None
+    made.weight = nn.Parameter(convolution.weight.detach()[..., 0] * scale, requires_grad=False)
+    made.bias = nn.Parameter(convolution.bias.detach() * scale, requires_grad=False)
+    return made
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear map of given weights (out, in) and bias (out)."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
