@@ -31,6 +31,7 @@ from sonic.face import Face, detect_faces
 from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
 from sonic.noise import check_noise, draw_noise, load_noise
 from sonic.options import BALANCED, GenerationOptions, RunOptions
+from sonic.pipeline import run_ahead
 from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
 from sonic.progress import Progress
 from sonic.sampler import ClipCondition, ClipSampler, denoise_together
@@ -38,6 +39,7 @@ from sonic.spool import ArraySpool
 from sonic.video import Video
 
 PathLike = str | os.PathLike[str]
+_FRAMES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,10 @@ class Generation:
                 pictures = _copied(pictures, append)
             if constants.interpolation_factor == 2:
                 pictures = frame_stages.interpolate(pictures, interpolator)
+            # Inference goes on in its own thread while frames are smoothed, converted and stored here.
+            ahead = run_ahead(pictures, _FRAMES_AHEAD)
+            stack.callback(ahead.close)
+            pictures = ahead
             if options.smooth_motion:
                 pictures = frame_stages.smooth(pictures)
             for picture in frame_stages.hold_last(pictures, count):

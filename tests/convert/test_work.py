@@ -14,7 +14,7 @@ from sonic.manifest import read_manifest
 from sonic.work import evaluate
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.submodels import SUBMODELS, _picture_sizes, _unet_sizes, measure
-from sonic_convert.work import count_flop, fit
+from sonic_convert.work import _PROBE, count_flop, fit, measure_memory
 
 UNSEEN = {
     "audio2token": {"frames": 11},
@@ -37,6 +37,15 @@ def test_the_counts_hold_at_other_sizes(submodel: Any, small) -> None:
     expected = _count_once(submodel, module, dimensions, sizes)
     assert sum(work.flop_of(sizes).values()) == pytest.approx(expected, rel=1e-6)
     assert work.weight_bytes > 0 and work.peak_bytes_of(sizes) > work.weight_bytes
+
+
+def test_without_the_right_to_measure_the_weights_size_is_known(small, monkeypatch) -> None:
+    submodel = next(submodel for submodel in SUBMODELS if submodel.name == "audio2token")
+    graph = small.bundle / submodel.name / "model.onnx"
+    forbidden = _PROBE.replace("/proc/self/clear_refs", "/nowhere/clear_refs")
+    monkeypatch.setattr("sonic_convert.work._PROBE", forbidden)
+    dimensions = measure(Checkpoint.open(small.checkpoint))
+    assert measure_memory(graph, submodel, dimensions) == (graph.stat().st_size, {})
 
 
 def _count_once(submodel: Any, module: torch.nn.Module, dimensions: Any, sizes: dict[str, int]) -> float:
