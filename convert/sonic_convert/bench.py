@@ -1,76 +1,122 @@
-"""The bundle's UNet against PyTorch's, side by side: ``python -m sonic_convert.bench CHECKPOINT BUNDLE``.
+"""The benchmarks: ``python -m sonic_convert.bench CHECKPOINT BUNDLE --output FOLDER``.
 
-Runs alternate, so that whatever else the machine does slows both; the ratio of medians is the result.
+Everything is a ratio of two runs on one machine. Results are a JSON file, a report in Markdown and plots.
 """
 
 from __future__ import annotations
 
+import json
 import platform
-import statistics
-import time
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch.nn.functional import interpolate
+from rich.markdown import Markdown
 
+from sonic.bundle import find_bundle
 from sonic.cli import user_errors
+from sonic.errors import InputError
 from sonic.model import load_model
-from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.parity import published_unet_inputs
-from sonic_convert.submodels import SUBMODELS, build_unet, measure
+from sonic.progress import ConsoleProgress
+from sonic_convert.bench_clips import BatchTimes, CommandRun, bench_batch, generate, write_speech
+from sonic_convert.bench_report import plot_results, write_report
+from sonic_convert.bench_unet import UNetTimes, bench_unet
+from sonic_convert.checkpoint import Checkpoint, find_checkpoint
+
+ASSETS = Path(__file__).with_name("assets")
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@click.argument("bundle")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True,
+              help="Folder of the results.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path),
+              help="Work folder of the conversion, for its unfused graph [BUNDLE.work].")  # fmt: skip
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--resolution", type=click.IntRange(64), default=256, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-def main(checkpoint: Path, bundle: Path, frames: int, resolution: int, repeats: int) -> None:
-    """Time one UNet call of BUNDLE and of CHECKPOINT in PyTorch, batch 1, float32."""
+@click.option("--lengths", default="6,15,30,60", show_default=True, help="Seconds of the clips.")
+@click.option("--clips/--no-clips", default=True, help="Whole clips too, not only one call of the UNet.")
+def main(
+    checkpoint: str,
+    bundle: str,
+    output: Path,
+    work: Path | None,
+    frames: int,
+    resolution: int,
+    repeats: int,
+    lengths: str,
+    clips: bool,
+) -> None:
+    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, and whole clips of BUNDLE."""
     with user_errors():
-        opened, model = Checkpoint.open(checkpoint), load_model(bundle)
-        side = resolution // opened.constants.video.latent_stride_pixels
-        submodel = next(s for s in SUBMODELS if s.name == "unet")
-        sizes = {"batch": 1, "frames": frames, "height": side, "width": side}
-        levels = range(measure(opened).levels)
-        sizes |= {f"{axis}_{i}": side >> i for axis in ("height", "width") for i in levels}
-        inputs = submodel.example(measure(opened), sizes)
-        face_mask = torch.zeros(1, 1, resolution, resolution)
-        face_mask[..., resolution // 4 : -resolution // 4, resolution // 4 : -resolution // 4] = 1
-        for level in levels:
-            size = (side >> level, side >> level)
-            inputs[f"mask_{level}"] = interpolate(face_mask, size, mode="bicubic")
-        unet = build_unet(opened)
-        arguments = published_unet_inputs(inputs, face_mask)
-        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-        seconds: dict[str, list[float]] = {"PyTorch, published forward": [], "bundle": []}
-        with model.engine.open("unet") as session, torch.inference_mode():
-            runs = {
-                "PyTorch, published forward": lambda: unet(*arguments),
-                "bundle": lambda: session.run(feeds),
-            }
-            for repeat in range(repeats + 1):  # the first one warms up
-                for name, run in runs.items():
-                    started = time.perf_counter()
-                    run()
-                    if repeat:
-                        seconds[name].append(time.perf_counter() - started)
-    table = Table(title=f"one UNet call, 1 x {frames} frames at {resolution} pixels, {_machine()}")
-    for column in ("engine", "median s", "fastest s", "times PyTorch"):
-        table.add_column(column, justify="left" if column == "engine" else "right")
-    base = statistics.median(seconds["PyTorch, published forward"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        table.add_row(name, f"{median:.3f}", f"{min(values):.3f}", f"{base / median:.2f}")
-    Console().print(table)
+        progress = ConsoleProgress()
+        seconds = _parse_lengths(lengths)
+        opened, found = Checkpoint.open(find_checkpoint(checkpoint)), find_bundle(bundle)
+        work = work or found.with_name(f"{found.name}.work")
+        unfused = work / "unet" / "simplified" / "model.onnx"
+        times = bench_unet(
+            opened, load_model(found), unfused if unfused.is_file() else None, frames, resolution,
+            repeats, progress,
+        )  # fmt: skip
+        runs: dict[float, CommandRun] = {}
+        batch = None
+        if clips:
+            runs, batch = _bench_clips(found, seconds, progress)
+        output.mkdir(parents=True, exist_ok=True)
+        _write_json(output / "results.json", times, runs, batch)
+        report = write_report(output / "report.md", machine_name(), found.name, times, runs, batch)
+        plot_results(output, times, runs)
+    Console().print(Markdown(report))
 
 
-def _machine() -> str:
-    """The processor's name and how many threads PyTorch uses."""
+def _parse_lengths(text: str) -> list[float]:
+    try:
+        seconds = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        seconds = []
+    if len(seconds) < 2 or seconds[0] < 1:
+        raise InputError(f"lengths is {text!r}, but should be two numbers of seconds or more, such as 6,60")
+    return seconds
+
+
+def _bench_clips(
+    bundle: Path, lengths: list[float], progress: ConsoleProgress
+) -> tuple[dict[float, CommandRun], BatchTimes]:
+    image = ASSETS / "portrait.png"
+    with tempfile.TemporaryDirectory(prefix="sonic-bench-") as name:
+        folder = Path(name)
+        runs = {}
+        with progress.stage("clips", len(lengths)) as advance:
+            for seconds in lengths:
+                speech = folder / f"speech{seconds:g}.wav"
+                write_speech(ASSETS / "speech.wav", seconds, speech)
+                runs[seconds] = generate(bundle, image, speech, folder / f"clip{seconds:g}.mp4")
+                advance()
+        with progress.stage("batch", 1) as advance:
+            batch = bench_batch(bundle, image, ASSETS / "speech.wav", 4, folder)
+            advance()
+    return runs, batch
+
+
+def _write_json(
+    path: Path, times: UNetTimes, runs: dict[float, CommandRun], batch: BatchTimes | None
+) -> None:
+    values = {
+        "machine": machine_name(),
+        "unet": asdict(times),
+        "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
+        "batch": None if batch is None else asdict(batch),
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def machine_name() -> str:
+    """The processor's name, and how many threads PyTorch uses."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -90,14 +90,28 @@ class RunOptions:
 
     @property
     def threads_of_a_call(self) -> int | None:
-        """Threads of one call; None where the engine is to choose."""
-        return 1 if self.memory == "fast" and self.threads is None else self.threads
+        """Threads of one call; None where the engine is to choose.
+
+        Engines know the processor and the process's affinity, but not its control group's quota: with
+        more threads than that, all of them are stopped together for a part of every period.
+        """
+        if self.threads is not None:
+            return self.threads
+        if self.memory == "fast":
+            return 1
+        cores = cpu_count()
+        return cores if cores < affinity_count() else None
+
+
+def affinity_count() -> int:
+    """Processors that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_count() -> int:
     """Cores that this process may use: its affinity, or its control group's quota if that is less."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = affinity_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         if quota != "max":

@@ -1,0 +1,120 @@
+"""What the benchmarks found, as Markdown and as plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sonic_convert.bench_clips import BatchTimes, CommandRun
+from sonic_convert.bench_unet import BUNDLE, PYTORCH, UNetTimes
+
+_AFTER_DENOISING = ("frames", "encoding")
+
+
+def write_report(
+    path: Path,
+    machine: str,
+    bundle: str,
+    times: UNetTimes,
+    runs: Mapping[float, CommandRun],
+    batch: BatchTimes | None,
+) -> str:
+    """Write and return the report."""
+    lines = [
+        f"Bundle {bundle}; {machine}.",
+        "",
+        f"One UNet call, 1 x {times.frames} frames at {times.resolution_pixels} pixels, float32, "
+        f"{len(times.seconds[BUNDLE])} alternating runs:",
+        "",
+        "| engine | median s | fastest s | times PyTorch | the bundle is times as fast |",
+        "|---|---|---|---|---|",
+    ]
+    for engine, seconds in times.seconds.items():
+        lines.append(
+            f"| {engine} | {times.median(engine):.3f} | {min(seconds):.3f} | "
+            f"{times.speed_up(engine, PYTORCH):.2f} | {times.speed_up(BUNDLE, engine):.2f} |"
+        )
+    if runs:
+        shortest = min(runs)
+        lines += [
+            "",
+            "Whole commands, `sonic generate`:",
+            "",
+            "| speech | seconds | peak MB | seconds, ratio | memory, ratio | frames and encoding |",
+            "|---|---|---|---|---|---|",
+        ]
+        for length, run in runs.items():
+            after = sum(run.stages.get(name, 0.0) for name in _AFTER_DENOISING)
+            lines.append(
+                f"| {length:g} s | {run.seconds:.1f} | {run.peak_bytes / 1e6:.0f} | "
+                f"{run.seconds / runs[shortest].seconds:.2f} | "
+                f"{run.peak_bytes / runs[shortest].peak_bytes:.2f} | {after / run.seconds:.1%} |"
+            )
+    if batch is not None:
+        lines += [
+            "",
+            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch "
+            f"{batch.together_seconds:.1f} s, {batch.apart_seconds / batch.together_seconds:.2f} times the "
+            "throughput.",
+        ]
+    text = "\n".join(lines) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return text
+
+
+def plot_results(folder: Path, times: UNetTimes, runs: Mapping[float, CommandRun]) -> list[Path]:
+    """Draw what there is: engines, time by stage, memory over time, cost against length."""
+    from matplotlib.figure import Figure
+
+    paths: list[Path] = []
+
+    def save(figure: Figure, name: str) -> None:
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+
+    figure = Figure(figsize=(6, 0.6 + 0.4 * len(times.seconds)))
+    axes = figure.subplots()
+    axes.barh(list(times.seconds), [times.median(engine) for engine in times.seconds])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds for one UNet call (median)")
+    save(figure, "engines")
+    if not runs:
+        return paths
+
+    figure = Figure(figsize=(6, 0.6 + 0.4 * len(runs)))
+    axes = figure.subplots()
+    labels = [f"{length:g} s" for length in runs]
+    left = [0.0] * len(runs)
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run.stages))
+    for stage in stages:
+        shares = [run.stages.get(stage, 0.0) / run.seconds for run in runs.values()]
+        axes.barh(labels, shares, left=left, label=stage)
+        left = [start + share for start, share in zip(left, shares, strict=True)]
+    axes.barh(labels, [1 - start for start in left], left=left, label="start", color="lightgrey")
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the time")
+    axes.set_ylabel("length of the clip")
+    axes.legend(bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
+    save(figure, "stages")
+
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    for length, run in runs.items():
+        ticks, sizes = zip(*run.memory, strict=True)
+        shares, megabytes = [tick / run.seconds for tick in ticks], [size / 1e6 for size in sizes]
+        axes.plot(shares, megabytes, label=f"{length:g} s")
+    axes.set_xlabel("share of the run's time")
+    axes.set_ylabel("resident memory in MB")
+    axes.set_ylim(0)
+    axes.legend(title="clip", frameon=False)
+    save(figure, "memory")
+
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
+    axes.plot(list(runs), [run.seconds for run in runs.values()], "o-")
+    axes.set_xlabel("seconds of speech")
+    axes.set_ylabel("seconds of the run")
+    axes.set_xlim(0)
+    axes.set_ylim(0)
+    save(figure, "length")
+    return paths

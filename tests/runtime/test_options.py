@@ -1,0 +1,24 @@
+"""How many threads a call gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sonic import options
+from sonic.options import RunOptions, cpu_count
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "threads"),
+    [("max 100000", 8, None), ("300000 100000", 3, 3), ("50000 100000", 1, 1), ("9900000 100000", 8, None)],
+)
+def test_a_quota_limits_the_threads(quota: str, cores: int, threads: int | None, monkeypatch) -> None:
+    monkeypatch.setattr(options, "affinity_count", lambda: 8)
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: quota)
+    assert cpu_count() == cores
+    assert RunOptions().threads_of_a_call == threads
+    assert RunOptions(threads=5).threads_of_a_call == 5
+    assert RunOptions("fast").threads_of_a_call == 1
+    assert RunOptions("fast").calls_at_once == cores
