@@ -31,6 +31,8 @@ PYTORCH = "PyTorch, published forward"
 UNFUSED = "ONNX Runtime, unfused graph"
 BUNDLE = "the bundle"
 OPENVINO = "OpenVINO, the bundle's graph"
+# Idle threads of an engine spin for a while: on two cores they would slow the engine that comes next.
+_REST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def bench_unet(
     ):
         for repeat in range(repeats + 1):
             for name, run in engines.items():
+                time.sleep(_REST_SECONDS)
                 started = time.perf_counter()
                 run()
                 if repeat:

@@ -30,6 +30,7 @@ from sonic.video import save_video
 from sonic.work import evaluate
 
 _PROBED = ("unet", "vae_decoder", "frame_interpolator")  # above 99 % of the work of any clip
+_AT_ONCE = _PROBED  # in the memory mode "fast", the windows of clips, and the decoding of several
 _BYTES = 4  # of a float32
 
 
@@ -158,7 +159,7 @@ def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[st
         info = manifest.submodels[name]
         peak = float(info.bytes)
         if info.work is not None:
-            at_once = run.calls_at_once if name == "unet" else 1
+            at_once = run.calls_at_once if name in _AT_ONCE else 1
             peak = info.work.weight_bytes + at_once * evaluate(info.work.activation_bytes, sizes)
         peaks[name] = max(peaks.get(name, 0.0), peak)
     if "frame_interpolator" in peaks:

@@ -198,7 +198,7 @@ class SonicModel:
         spool = None if spool_directory is None else Path(spool_directory)
         waiting: list[Future[Video]] = []
         first, numbered = 0, iter(clips)
-        with ThreadPoolExecutor(1) as renderer:
+        with ThreadPoolExecutor(self._calls_at_once()) as renderer:
             while group := list(islice(numbered, together)):
                 denoised = self._denoise_group(group, progress, spool)
                 yield from _results(first - len(waiting), waiting)
