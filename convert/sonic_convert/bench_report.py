@@ -90,7 +90,7 @@ def plot_results(folder: Path, times: UNetTimes, runs: Mapping[float, CommandRun
         shares = [run.stages.get(stage, 0.0) / run.seconds for run in runs.values()]
         axes.barh(labels, shares, left=left, label=stage)
         left = [start + share for start, share in zip(left, shares, strict=True)]
-    axes.barh(labels, [1 - start for start in left], left=left, label="start", color="lightgrey")
+    axes.barh(labels, [1 - start for start in left], left=left, label="start and end", color="lightgrey")
     axes.invert_yaxis()
     axes.set_xlabel("share of the time")
     axes.set_ylabel("length of the clip")
