@@ -20,6 +20,7 @@ PACKAGES = {
         "sonic_convert", "sonic_calibration", "sonic", "av", "click", "diffusers", "numpy", "onnx",
         "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "PIL", "rich", "safetensors", "scipy", "skimage",
         "torch", "transformers",
+        "matplotlib", "openvino",  # of the extra that 'make bench' installs
     },
 }
 
