@@ -21,6 +21,7 @@ from sonic.cli import user_errors
 from sonic.errors import InputError
 from sonic.model import load_model
 from sonic.progress import ConsoleProgress
+from sonic_calibration.files import replace_file
 from sonic_convert.bench_clips import BatchTimes, CommandRun, bench_batch, generate, write_speech
 from sonic_convert.bench_report import plot_results, write_report
 from sonic_convert.bench_unet import UNetTimes, bench_unet
@@ -56,9 +57,12 @@ def main(
     with user_errors():
         progress = ConsoleProgress()
         seconds = _parse_lengths(lengths)
+        output.mkdir(parents=True, exist_ok=True)
         opened, found = Checkpoint.open(find_checkpoint(checkpoint)), find_bundle(bundle)
         work = work or found.with_name(f"{found.name}.work")
         unfused = work / "unet" / "simplified" / "model.onnx"
+        if not unfused.is_file():
+            click.echo(f"note: there is no {unfused}, so the unfused graph is left out (--work)", err=True)
         times = bench_unet(
             opened, load_model(found), unfused if unfused.is_file() else None, frames, resolution,
             repeats, progress,
@@ -67,7 +71,6 @@ def main(
         batch = None
         if clips:
             runs, batch = _bench_clips(found, seconds, progress)
-        output.mkdir(parents=True, exist_ok=True)
         _write_json(output / "results.json", times, runs, batch)
         report = write_report(output / "report.md", machine_name(), found.name, times, runs, batch)
         plot_results(output, times, runs)
@@ -112,7 +115,8 @@ def _write_json(
         "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
         "batch": None if batch is None else asdict(batch),
     }
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def machine_name() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from sonic_calibration.files import replace_file
 from sonic_convert.bench_clips import BatchTimes, CommandRun
 from sonic_convert.bench_unet import BUNDLE, PYTORCH, UNetTimes
 
@@ -58,7 +59,7 @@ def write_report(
             "throughput.",
         ]
     text = "\n".join(lines) + "\n"
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return text
 
 
@@ -70,7 +71,7 @@ def plot_results(folder: Path, times: UNetTimes, runs: Mapping[float, CommandRun
 
     def save(figure: Figure, name: str) -> None:
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+        replace_file(paths[-1], lambda partial: figure.savefig(partial, dpi=120, bbox_inches="tight"))
 
     figure = Figure(figsize=(6, 0.6 + 0.4 * len(times.seconds)))
     axes = figure.subplots()

@@ -25,7 +25,7 @@ from sonic.model import SonicModel
 from sonic.progress import Progress
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.parity import published_unet_inputs
-from sonic_convert.submodels import SUBMODELS, build_unet, measure
+from sonic_convert.submodels import SUBMODELS, build_unet, measure, unet_sizes
 
 PYTORCH = "PyTorch, published forward"
 UNFUSED = "ONNX Runtime, unfused graph"
@@ -93,9 +93,7 @@ def unet_inputs(
     side = resolution_pixels // checkpoint.constants.video.latent_stride_pixels
     submodel = next(submodel for submodel in SUBMODELS if submodel.name == "unet")
     levels = range(measure(checkpoint).levels)
-    sizes = {"batch": 1, "frames": frames, "height": side, "width": side}
-    sizes |= {f"{axis}_{level}": side >> level for axis in ("height", "width") for level in levels}
-    inputs = submodel.example(measure(checkpoint), sizes)
+    inputs = submodel.example(measure(checkpoint), unet_sizes(1, frames, side, side))
     quarter = resolution_pixels // 4
     face_mask = torch.zeros(1, 1, resolution_pixels, resolution_pixels)
     face_mask[..., quarter:-quarter, quarter:-quarter] = 1

@@ -232,7 +232,8 @@ def _unet_inputs(d: Dimensions) -> tuple[TensorSpec, ...]:
     )
 
 
-def _unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
+def unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
+    """Sizes of the UNet's axes, those of its masks too."""
     levels = range(8)
     return {
         "batch": batch,
@@ -336,7 +337,7 @@ SUBMODELS: tuple[Submodel, ...] = (
         lambda d: (
             TensorSpec("prediction", ("batch", "frames", d.latent_channels, "height", "width")),
         ),
-        (_unet_sizes(3, 4, 8, 16), _unet_sizes(1, 2, 16, 8)),
+        (unet_sizes(3, 4, 8, 16), unet_sizes(1, 2, 16, 8)),
         work_terms=(
             "batch*frames*height*width",
             "batch*frames*height*height*width*width",  # attention over space
@@ -346,11 +347,11 @@ SUBMODELS: tuple[Submodel, ...] = (
             "batch",
         ),
         work_sizes=(
-            _unet_sizes(1, 1, 8, 8), _unet_sizes(1, 2, 8, 8), _unet_sizes(2, 1, 8, 8),
-            _unet_sizes(1, 1, 16, 8), _unet_sizes(1, 1, 16, 16), _unet_sizes(1, 3, 8, 16),
-            _unet_sizes(2, 3, 8, 8), _unet_sizes(1, 4, 8, 8),
+            unet_sizes(1, 1, 8, 8), unet_sizes(1, 2, 8, 8), unet_sizes(2, 1, 8, 8),
+            unet_sizes(1, 1, 16, 8), unet_sizes(1, 1, 16, 16), unet_sizes(1, 3, 8, 16),
+            unet_sizes(2, 3, 8, 8), unet_sizes(1, 4, 8, 8),
         ),
-        memory_sizes=(_unet_sizes(1, 8, 16, 16), _unet_sizes(1, 8, 32, 32)),
+        memory_sizes=(unet_sizes(1, 8, 16, 16), unet_sizes(1, 8, 32, 32)),
         published=build_unet,
     ),
     Submodel(

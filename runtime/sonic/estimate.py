@@ -29,8 +29,7 @@ from sonic.spool import DEFAULT_MEMORY_LIMIT_BYTES
 from sonic.video import save_video
 from sonic.work import evaluate
 
-_PROBED = ("unet", "vae_decoder", "frame_interpolator")  # above 99 % of the work of any clip
-_AT_ONCE = _PROBED  # in the memory mode "fast", the windows of clips, and the decoding of several
+_HEAVY = ("unet", "vae_decoder", "frame_interpolator")  # above 99 % of the work of any clip
 _BYTES = 4  # of a float32
 
 
@@ -159,7 +158,8 @@ def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[st
         info = manifest.submodels[name]
         peak = float(info.bytes)
         if info.work is not None:
-            at_once = run.calls_at_once if name in _AT_ONCE else 1
+            # The windows of clips, and in a batch the decoding of several.
+            at_once = run.calls_at_once if name in _HEAVY else 1
             peak = info.work.weight_bytes + at_once * evaluate(info.work.activation_bytes, sizes)
         peaks[name] = max(peaks.get(name, 0.0), peak)
     if "frame_interpolator" in peaks:
@@ -189,12 +189,12 @@ def calibrate(engine: Engine, clip: ClipSize, seconds: float = 10.0) -> Machine:
     """
     manifest = engine.bundle.manifest
     efficiency: dict[str, float] = {}
-    for name in _PROBED:
+    for name in _HEAVY:
         sizes = [s for n, s, _ in submodel_calls(manifest.constants, clip) if n == name]
         if sizes:
-            efficiency[name] = _reached(engine, name, sizes[0], seconds / (len(_PROBED) + 1)) / 1e9
+            efficiency[name] = _reached(engine, name, sizes[0], seconds / (len(_HEAVY) + 1)) / 1e9
     efficiency["other"] = min(efficiency.values())
-    return machine_at_hand(1, efficiency, _encoding(clip, seconds / (len(_PROBED) + 1)))
+    return machine_at_hand(1, efficiency, _encoding(clip, seconds / (len(_HEAVY) + 1)))
 
 
 def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float) -> float:

@@ -68,6 +68,22 @@ def published(unet: SonicUNet, sample, timestep, ids, image, audio, face_mask) -
     return unet(sample, timestep, ids, image_tokens, audio.flatten(0, 1), face_mask)
 
 
+@torch.inference_mode()
+def test_rewrites_change_nothing_with_two_transformers_a_block() -> None:
+    deep = SonicUNet.build(CONFIG | {"transformer_layers_per_block": 2})
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5
+        for name, tensor in deep.state_dict().items()
+    }
+    deep.load_state_dict(state, assign=True)
+    *others, face_mask = clip(2, 3, 8, 8)
+    expected = published(deep, *others, face_mask)
+    masks = [interpolate(face_mask, (8 >> i, 8 >> i), mode="bicubic") for i in range(3)]
+    found = ExportableUNet(deep, 2)(*others, *masks)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
 @pytest.mark.parametrize("folded", [0, 2, 3])
 @pytest.mark.parametrize("shape", [(3, 4, 8, 16), (1, 1, 16, 8), (2, 7, 8, 8)])
 @torch.inference_mode()

@@ -15,7 +15,6 @@ Beside the rewrites of :mod:`sonic_convert.modules.rewrites`, all exact but for 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 
 from sonic_convert.modules.rewrites import (
     Grid,
-    PhaseUpsample,
-    RewrittenResnet,
     SplitGEGLU,
     group_norm,
     linear,
+    rewrite_convolutions,
     spatial_share,
+    with_shared_weights,
 )
 from sonic_convert.modules.unet import (
     SonicUNet,
@@ -56,20 +55,17 @@ class ExportableUNet(nn.Module):
 
     def __init__(self, unet: SonicUNet, folded_levels: int = 0) -> None:
         super().__init__()
-        shared = {id(tensor): tensor for tensor in unet.parameters()}
-        self.unet = copy.deepcopy(unet, shared)  # type: ignore[arg-type]
+        self.unet = with_shared_weights(unet)
         down, up = self.unet.down_blocks, self.unet.up_blocks
         levels = [*enumerate(down), (len(down) - 1, self.unet.mid_block)]
         levels += [(len(up) - 1 - index, block) for index, block in enumerate(up)]
         for level, block in levels:
-            block.resnets = nn.ModuleList(RewrittenResnet(resnet) for resnet in block.resnets)
+            rewrite_convolutions(block)
             if getattr(block, "attentions", None) is not None:
                 block.attentions = nn.ModuleList(
                     RewrittenTransformer(attention, level < folded_levels)
                     for attention in block.attentions
                 )
-            if getattr(block, "upsamplers", None):
-                block.upsamplers = nn.ModuleList(map(PhaseUpsample, block.upsamplers))
 
     def forward(
         self,

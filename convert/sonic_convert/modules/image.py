@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from sonic_convert.modules.groups import set_group_count
 from sonic_convert.modules.rewrites import (
     Grid,
-    PhaseUpsample,
-    RewrittenResnet,
     group_norm,
     over_frames,
+    rewrite_convolutions,
+    with_shared_weights,
 )
 from sonic_convert.tensor_files import load_strict
 
@@ -95,12 +94,9 @@ class ExportableVaeDecoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
-        shared = {id(tensor): tensor for tensor in vae.parameters()}
-        decoder = self.decoder = copy.deepcopy(vae.decoder, shared)  # type: ignore[arg-type]
+        decoder = self.decoder = with_shared_weights(vae.decoder)
         for block in (decoder.mid_block, *decoder.up_blocks):
-            block.resnets = nn.ModuleList(map(RewrittenResnet, block.resnets))
-            if getattr(block, "upsamplers", None):
-                block.upsamplers = nn.ModuleList(map(PhaseUpsample, block.upsamplers))
+            rewrite_convolutions(block)
         self.time_conv_out = over_frames(decoder.time_conv_out)
 
     def forward(self, latents: Tensor) -> Tensor:

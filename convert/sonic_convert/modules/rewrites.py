@@ -5,7 +5,9 @@ Each layer is made from one of diffusers' and shares the weights that it does no
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -165,10 +169,22 @@ def over_frames(convolution: nn.Conv3d, scale: Tensor | float = 1.0) -> nn.Conv2
     return made
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear map of given weights (out, in) and bias (out)."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias, requires_grad=False)
+    made.bias = nn.Parameter(bias, requires_grad=False)
     return made
+
+
+def with_shared_weights(module: AnyModule) -> AnyModule:
+    """A copy of the structure, whose layers can be replaced, over the same weights."""
+    shared = {id(tensor): tensor for tensor in module.parameters()}
+    return copy.deepcopy(module, shared)  # type: ignore[arg-type]
+
+
+def rewrite_convolutions(block: nn.Module) -> None:
+    """Replace the residual blocks and the upsampling of a down, middle or up block, in place."""
+    block.resnets = nn.ModuleList(map(RewrittenResnet, block.resnets))  # type: ignore[arg-type]
+    if getattr(block, "upsamplers", None):
+        block.upsamplers = nn.ModuleList(map(PhaseUpsample, block.upsamplers))  # type: ignore[arg-type]
