@@ -30,11 +30,12 @@ from sonic.errors import InputError
 from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
+from sonic_calibration.stored_graph import read_tensor
 from sonic_convert.submodels import Submodel, TensorSpec, measure
 from sonic_convert.work import count_flop, measure_memory
 
 OPSET = 18
-STAGE_VERSION = 6  # raise it when a stage's code changes its output
+STAGE_VERSION = 7  # raise it when a stage's code changes its output
 EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf ends at 2 GB
 GRAPH = "model.onnx"
 _RESULT = "stage.json"
@@ -93,10 +94,39 @@ def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_dige
                 opset_version=OPSET,
                 dynamo=False,
             )
+        name_weights(target / GRAPH, module)
         return {"nodes": _node_count(target / GRAPH), "flop": count_flop(submodel, module, dimensions)}
 
     key = [source_digest, torch.__version__, str(OPSET), submodel.name]
     return run_stage(folder, key, produce)
+
+
+def name_weights(graph: Path, module: torch.nn.Module) -> None:
+    """Give the weights of linear maps without bias their layer's names, in place.
+
+    The exporter transposes them and calls them ``onnx::MatMul_123``; here they become
+    ``LAYER.weight.transposed``, so that a precision can be chosen for a layer by its name.
+    """
+    model = onnx.load(str(graph), load_external_data=False)
+    layers: dict[Any, list[tuple[str, np.ndarray]]] = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.ndim == 2:
+            array = tensor.numpy().T
+            layers.setdefault((array.shape, array[0].tobytes()), []).append((name, array))
+    renamed: dict[str, str] = {}
+    for stored in model.graph.initializer:
+        if not stored.name.startswith("onnx::MatMul") or len(stored.dims) != 2:
+            continue
+        values = read_tensor(stored, graph.parent)
+        for name, array in layers.get((values.shape, values[0].tobytes()), ()):
+            new = f"{name}.transposed"
+            if new not in renamed.values() and np.array_equal(values, array):
+                renamed[stored.name] = stored.name = new
+                break
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    onnx.save(model, str(graph))
 
 
 def simplify(

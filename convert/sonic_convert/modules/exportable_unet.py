@@ -29,6 +29,7 @@ from sonic_convert.modules.rewrites import (
     Grid,
     SplitGEGLU,
     group_norm,
+    in_parts,
     linear,
     rewrite_convolutions,
     spatial_share,
@@ -42,6 +43,10 @@ from sonic_convert.modules.unet import (
     time_embedding,
     walk,
 )
+
+# A call of many frames peaks in the feed-forward layers of the finest level, whose inner channels are
+# four times as many. Its positions are a multiple of 64, as sides are multiples of 8 latents.
+_FINEST_PARTS = 2
 
 
 class ExportableUNet(nn.Module):
@@ -63,7 +68,7 @@ class ExportableUNet(nn.Module):
             rewrite_convolutions(block)
             if getattr(block, "attentions", None) is not None:
                 block.attentions = nn.ModuleList(
-                    RewrittenTransformer(attention, level < folded_levels)
+                    RewrittenTransformer(attention, level < folded_levels, 1 if level else _FINEST_PARTS)
                     for attention in block.attentions
                 )
 
@@ -144,10 +149,14 @@ class RewrittenLayers:
 
 
 class RewrittenTransformer(nn.Module):
-    """Transformer blocks over space and over time, blended."""
+    """Transformer blocks over space and over time, blended.
 
-    def __init__(self, block: TransformerSpatioTemporalModel, folded: bool) -> None:
+    Feed-forward layers work on `parts` parts of the positions, whose number it has to divide.
+    """
+
+    def __init__(self, block: TransformerSpatioTemporalModel, folded: bool, parts: int) -> None:
         super().__init__()
+        self.parts = parts
         self.norm = block.norm
         self.time_proj, self.time_pos_embed = block.time_proj, block.time_pos_embed
         self.space, self.time = block.transformer_blocks, block.temporal_transformer_blocks
@@ -201,8 +210,8 @@ class RewrittenTransformer(nn.Module):
         hidden = self.proj_out(hidden).transpose(1, 2)
         return hidden.reshape(count, channels, grid.height, grid.width) + residual
 
-    @staticmethod
     def over_space(
+        self,
         block: BasicTransformerBlock,
         cross: CrossAttention,
         hidden: Tensor,
@@ -215,13 +224,14 @@ class RewrittenTransformer(nn.Module):
         count = grid.batch * grid.frames
         mask = context.masks[level]
         audio = cross.audio(block.norm2(hidden), context.audio_tokens, count, mask)
-        sizes = (grid.batch, grid.frames * grid.positions, -1)
-        audio = audio.reshape(sizes) + cross.image(context.image_embedding)
-        hidden = hidden + audio.reshape(count, grid.positions, -1)
-        return hidden + block.ff(block.norm3(hidden))
+        audio = audio.reshape(grid.batch, grid.frames * grid.positions, -1)
+        audio = audio + cross.image(context.image_embedding)
+        sizes = (count, grid.positions)
+        hidden = hidden + audio.reshape(*sizes, -1)
+        return hidden + in_parts(block.norm3, block.ff, hidden, sizes, self.parts)
 
-    @staticmethod
     def over_time(
+        self,
         block: TemporalBasicTransformerBlock,
         cross: CrossAttention,
         hidden: Tensor,
@@ -229,14 +239,14 @@ class RewrittenTransformer(nn.Module):
         grid: Grid,
     ) -> Tensor:
         """The same after a first feed-forward; (batch * positions, frames, channels)."""
-        hidden = hidden + block.ff_in(block.norm_in(hidden))
+        sequences = (grid.batch * grid.positions, grid.frames)
+        hidden = hidden + in_parts(block.norm_in, block.ff_in, hidden, sequences, self.parts)
         hidden = hidden + self_attention(block.attn1, block.norm1(hidden))
-        sizes = (grid.batch, grid.positions * grid.frames, -1)
-        queries = block.norm2(hidden).reshape(sizes)
+        queries = block.norm2(hidden).reshape(grid.batch, grid.positions * grid.frames, -1)
         audio = cross.audio(queries, context.mean_tokens, grid.batch, None)
         audio = audio + cross.image(context.image_embedding)
-        hidden = hidden + audio.reshape(grid.batch * grid.positions, grid.frames, -1)
-        return hidden + block.ff(block.norm3(hidden))
+        hidden = hidden + audio.reshape(*sequences, -1)
+        return hidden + in_parts(block.norm3, block.ff, hidden, sequences, self.parts)
 
 
 class CrossAttention(nn.Module):

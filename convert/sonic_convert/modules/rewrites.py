@@ -102,6 +102,23 @@ class SplitGEGLU(nn.Module):
         return self.value(hidden) * F.gelu(self.gate(hidden))
 
 
+def in_parts(norm: nn.Module, layer: nn.Module, hidden: Tensor, sizes: tuple[int, int], parts: int) -> Tensor:
+    """A norm and a layer that work position by position, on one part of the positions after another.
+
+    What the layer holds in between needs a part of the memory only.
+
+    Args:
+        norm, layer: (1, n, channels) -> the same sizes.
+        hidden: (*sizes, channels), for sizes whose product is a multiple of `parts`.
+        sizes: the first two, from the sizes of the network's inputs.
+        parts: 1 runs both on the whole.
+    """
+    if parts == 1:
+        return layer(norm(hidden))
+    cut = hidden.reshape(parts, -1, hidden.shape[-1]).split(1)
+    return torch.cat([layer(norm(part)) for part in cut]).reshape(*sizes, -1)
+
+
 class RewrittenResnet(nn.Module):
     """A residual block over space, then one over time; the learned blend is part of the last weights.
 

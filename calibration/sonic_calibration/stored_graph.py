@@ -1,0 +1,115 @@
+"""Reading and writing the weights of an ONNX graph one tensor at a time.
+
+    graph = StoredGraph.open(Path("bundle/unet/model.onnx"))
+    array = graph.load("unet.conv_in.weight")
+
+A graph of 6 GB is rewritten in the memory of its largest tensor: everything else stays on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference can see them
+
+
+@dataclass(frozen=True)
+class StoredGraph:
+    """A graph whose weights are still on disk.
+
+    Attributes:
+        path: the graph's file.
+        model: the graph; large weights are references into a file beside it.
+        initializers: its weights by name.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    initializers: dict[str, TensorProto]
+
+    @classmethod
+    def open(cls, path: Path) -> StoredGraph:
+        """Read a graph without its weights."""
+        model = onnx.load(str(path), load_external_data=False)
+        return cls(path, model, {tensor.name: tensor for tensor in model.graph.initializer})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return tuple(self.initializers[name].dims)
+
+    def load(self, name: str) -> np.ndarray:
+        """One weight, read from disk."""
+        return read_tensor(self.initializers[name], self.path.parent)
+
+
+def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """A tensor's values, from the file in `folder` that it refers to where it refers to one."""
+    if external_data_helper.uses_external_data(tensor):
+        tensor, stored = TensorProto(), tensor
+        tensor.CopyFrom(stored)
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+class WeightWriter:
+    """Collects the initializers of a new graph, large ones in a file beside it; a ``with`` block.
+
+    Args:
+        graph: where the new graph will be; the file of its weights is named after it.
+        external: whether large weights go to that file, or all of them into the graph.
+    """
+
+    def __init__(self, graph: Path, external: bool) -> None:
+        self._path = graph.with_name(f"{graph.name}.data")
+        self._external = external
+        self._file: IO[bytes] | None = None
+        self.tensors: list[TensorProto] = []
+        self._names: set[str] = set()
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Add a weight, once; returns its name."""
+        if name not in self._names:
+            self._names.add(name)
+            self.tensors.append(self._tensor(name, np.asarray(array, order="C")))
+        return name
+
+    def _tensor(self, name: str, array: np.ndarray) -> TensorProto:
+        tensor = numpy_helper.from_array(array, name)
+        if not self._external or array.nbytes < EXTERNAL_BYTES:
+            return tensor
+        if self._file is None:
+            self._file = self._path.open("wb")
+        offset = self._file.tell()
+        self._file.write(tensor.raw_data)
+        external_data_helper.set_external_data(tensor, self._path.name, offset, array.nbytes)
+        tensor.ClearField("raw_data")
+        return tensor
+
+    def __enter__(self) -> WeightWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def replace_graph(
+    model: onnx.ModelProto,
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Iterable[TensorProto],
+) -> onnx.ModelProto:
+    """The same interface with other nodes and weights; intermediate shapes are left out."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for field in ("node", "initializer", "value_info"):
+        changed.graph.ClearField(field)
+    changed.graph.node.extend(nodes)
+    changed.graph.initializer.extend(initializers)
+    return changed
