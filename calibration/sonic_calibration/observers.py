@@ -1,0 +1,186 @@
+"""What is kept of a tensor's values, and the range for its integers that follows from it.
+
+    statistics = TensorStatistics.of_channels(320)
+    statistics.update(array, channel_axis=-1)
+    low, high = choose_range(statistics, "mse")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonic.errors import InputError
+
+BINS = 2048
+_LEVELS = 256
+_SMALLEST_LIMIT = 2.0**-20
+PERCENTILE = 99.99
+_ROWS = 128
+_ROWS_A_CALL = 16
+
+
+@dataclass
+class TensorStatistics:
+    """Of all values that a tensor had in the calibration.
+
+    The histogram covers [-limit, limit), where the limit is a power of two that doubles when a value
+    lies beyond it: two bins become one, so that nothing is counted twice and one pass is enough.
+
+    Attributes:
+        minimum, maximum: of all values.
+        limit: half the histogram's width; 0 before the first value.
+        histogram: (BINS,) int64.
+        count: values of one channel.
+        channel_minimum, channel_maximum: (channels,) float32, of each channel.
+        channel_sum: (channels,) float64.
+        rows: (at most 128, channels) float32, some of the vectors of channels, evenly from every call;
+            only of tensors whose last axis holds the channels.
+    """
+
+    minimum: float = np.inf
+    maximum: float = -np.inf
+    limit: float = 0.0
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    count: int = 0
+    channel_minimum: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    channel_maximum: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    channel_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    rows: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    @property
+    def channel_mean(self) -> NDArray[np.float64]:
+        """(channels,), the mean of each."""
+        return self.channel_sum / max(self.count, 1)
+
+    def update(self, values: NDArray[np.float32], channel_axis: int) -> None:
+        """Add the values of one call.
+
+        Raises:
+            InputError: some are not finite.
+        """
+        by_channel = np.moveaxis(values, channel_axis, -1).reshape(-1, values.shape[channel_axis])
+        low, high = by_channel.min(axis=0), by_channel.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InputError("values that are not finite")
+        self.minimum = min(self.minimum, float(low.min()))
+        self.maximum = max(self.maximum, float(high.max()))
+        self._widen(max(-self.minimum, self.maximum))
+        scaled = (by_channel + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))
+        bins = np.clip(scaled.astype(np.int32), 0, BINS - 1).ravel()
+        self.histogram += np.bincount(bins, minlength=BINS)
+        if not self.count:
+            self.channel_minimum, self.channel_maximum = low, high
+            self.channel_sum = np.zeros(len(low))
+        self.channel_minimum = np.minimum(self.channel_minimum, low)
+        self.channel_maximum = np.maximum(self.channel_maximum, high)
+        self.channel_sum += by_channel.sum(axis=0, dtype=np.float64)
+        self.count += len(by_channel)
+        if channel_axis == -1 and len(self.rows) < _ROWS:
+            some = by_channel[:: -(-len(by_channel) // _ROWS_A_CALL)]
+            some = some[: _ROWS - len(self.rows)]
+            self.rows = np.concatenate([self.rows, some]) if len(self.rows) else some.copy()
+
+    def _widen(self, largest: float) -> None:
+        if self.limit == 0:
+            self.limit = _SMALLEST_LIMIT
+            while self.limit <= largest:
+                self.limit *= 2
+            return
+        while self.limit <= largest:
+            pairs = self.histogram.reshape(-1, 2).sum(axis=1)
+            self.histogram = np.zeros(BINS, np.int64)
+            self.histogram[BINS // 4 : 3 * BINS // 4] = pairs
+            self.limit *= 2
+
+
+def _whole(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
+    """All values."""
+    return statistics.minimum, statistics.maximum
+
+
+def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
+    """All but the outermost hundredth of a percent, half of it on each side."""
+    shares = np.cumsum(statistics.histogram) / statistics.histogram.sum()
+    tail = (1 - PERCENTILE / 100) / 2
+    low = centres[np.searchsorted(shares, tail)]
+    high = centres[min(np.searchsorted(shares, 1 - tail), BINS - 1)]
+    return max(float(low), statistics.minimum), min(float(high), statistics.maximum)
+
+
+def _candidates(statistics: TensorStatistics) -> list[tuple[float, float]]:
+    """Both ends of the whole range, drawn in by the same factor."""
+    return [
+        (statistics.minimum * share, statistics.maximum * share) for share in np.linspace(1.0, 0.2, 33)
+    ]
+
+
+def _mse(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
+    """The candidate with the least mean squared error of rounding and clipping."""
+    weights = statistics.histogram
+
+    def error(ends: tuple[float, float]) -> float:
+        low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+        step = (high - low) / (_LEVELS - 1)
+        outside = np.maximum(np.maximum(low - centres, centres - high), 0)
+        # Rounding errs by step^2 / 12 in the mean; what is clipped errs by its distance.
+        return float((weights * np.where(outside > 0, outside**2, step**2 / 12)).sum())
+
+    return min(_candidates(statistics), key=error)
+
+
+def _entropy(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
+    """The candidate whose quantized histogram diverges least from the histogram (Kullback-Leibler).
+
+    As in TensorRT's calibration (Migacz, "8-bit inference with TensorRT", 2017): what is clipped counts
+    in the outermost bins, and each level spreads its count evenly over its bins that are not empty.
+    """
+    histogram = statistics.histogram.astype(float)
+
+    def divergence(ends: tuple[float, float]) -> float:
+        inside = np.flatnonzero((centres >= ends[0]) & (centres <= ends[1]))
+        if len(inside) < _LEVELS // 2:
+            return np.inf
+        first, last = inside[0], inside[-1] + 1
+        kept = histogram[first:last].copy()
+        clipped = kept.copy()
+        clipped[0] += histogram[:first].sum()
+        clipped[-1] += histogram[last:].sum()
+        level = np.minimum(np.arange(len(kept)) * _LEVELS // len(kept), _LEVELS - 1)
+        filled = kept > 0
+        sums = np.bincount(level, kept, _LEVELS)
+        counts = np.bincount(level, filled, _LEVELS)
+        spread = np.where(filled, (sums / np.maximum(counts, 1))[level], 0)
+        p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1)
+        known = (p > 0) & (q > 0)
+        lost = p[(p > 0) & (q == 0)].sum()
+        return float((p[known] * np.log(p[known] / q[known])).sum() + 10 * lost)
+
+    return min(_candidates(statistics), key=divergence)
+
+
+_METHODS: dict[str, Callable[[TensorStatistics, NDArray[np.float64]], tuple[float, float]]] = {
+    "minmax": _whole,
+    "percentile": _percentile,
+    "mse": _mse,
+    "entropy": _entropy,
+}
+METHODS = tuple(_METHODS)
+
+
+def choose_range(statistics: TensorStatistics, method: str) -> tuple[float, float]:
+    """The range that 256 integers should cover: low <= 0 <= high, as zero has to be one of them.
+
+    Raises:
+        InputError: there is no such method, or no value was ever seen.
+    """
+    if method not in _METHODS:
+        raise InputError(f"the method is {method!r}, but should be one of {', '.join(METHODS)}")
+    if not statistics.count:
+        raise InputError("no value was ever seen")
+    centres = (np.arange(BINS) + 0.5) * (2 * statistics.limit / BINS) - statistics.limit
+    low, high = _METHODS[method](statistics, centres)
+    return min(low, 0.0), max(high, 0.0)
