@@ -225,7 +225,7 @@ def _add_submodel(
     graph = onnx.load(str(folder / stages.GRAPH), load_external_data=False)
     return SubmodelInfo(
         name=submodel.name,
-        precision=submodel.precision,
+        precision="fp32",
         opset=next(item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")),
         files=tuple(files),
         inputs=tuple(map(_tensor_info, graph.graph.input)),

@@ -118,7 +118,8 @@ class Submodel:
         build: makes the module whose forward is exported.
         inputs, outputs: the interface for a checkpoint's dimensions.
         sizes: sizes of the dynamic axes, first for tracing, then for the checks.
-        precision: precision of the fp32 spine; later policies refine it.
+        int8: patterns of layer names with their precisions in the preset "int8"; the first that matches
+            counts. Eight-bit arithmetic where the time goes, eight-bit weights where a clip needs one call.
         tolerance: largest relative L2 difference from PyTorch.
         work_terms: products of dynamic axes that its work grows with (see `sonic.work`), first the
             one that its memory grows with.
@@ -134,7 +135,7 @@ class Submodel:
     inputs: Callable[[Dimensions], tuple[TensorSpec, ...]]
     outputs: Callable[[Dimensions], tuple[TensorSpec, ...]]
     sizes: tuple[Sizes, ...] = ({}, {})
-    precision: str = "fp32"
+    int8: tuple[tuple[str, str], ...] = (("*", "weights8"),)
     tolerance: float = 1e-4
     work_terms: tuple[str, ...] = ("1",)
     work_sizes: tuple[Sizes, ...] = ({},)
@@ -327,6 +328,12 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("count*height*width", "count*height*height*width*width"),
         work_sizes=(_picture_sizes(8, 8, 2), _picture_sizes(16, 8, 1)),
         memory_sizes=(_picture_sizes(16, 16, 2), _picture_sizes(32, 32, 2)),
+        int8=(
+            ("*conv_in", "fp32"),
+            ("*conv_out", "fp32"),
+            ("*time_conv_out", "fp32"),
+            ("*", "int8"),
+        ),
         published=lambda checkpoint: VaeDecoder(_vae(checkpoint)).eval(),
     ),
     Submodel(
@@ -352,6 +359,13 @@ SUBMODELS: tuple[Submodel, ...] = (
             unet_sizes(2, 3, 8, 8), unet_sizes(1, 4, 8, 8),
         ),
         memory_sizes=(unet_sizes(1, 8, 16, 16), unet_sizes(1, 8, 32, 32)),
+        int8=(
+            ("unet.conv_in", "fp32"),
+            ("unet.conv_out", "fp32"),
+            ("unet.time_embedding.*", "fp32"),
+            ("unet.add_embedding.*", "fp32"),
+            ("*", "int8"),
+        ),
         published=build_unet,
     ),
     Submodel(
@@ -367,6 +381,7 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("count*height*width",),
         work_sizes=_PICTURES,
         memory_sizes=_PICTURES_FOR_MEMORY,
+        int8=(("*", "fp32"),),
     ),
     Submodel(
         "face_detector",
@@ -384,5 +399,6 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("height*width",),
         work_sizes=_DETECTOR_PICTURES,
         memory_sizes=_DETECTOR_PICTURES,
+        int8=(("*", "fp32"),),  # a box's edge decides where the mask's whole pixels begin
     ),
 )

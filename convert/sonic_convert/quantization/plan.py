@@ -1,0 +1,121 @@
+"""Which precision every layer gets: presets, and a small file of patterns.
+
+    plan = preset("int8")
+    plan = read_plan(Path("precision.toml"))
+    plan.of("unet", "unet.conv_in")        # "fp32"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sonic.errors import InputError
+from sonic.manifest import SUBMODEL_NAMES
+from sonic_convert.submodels import SUBMODELS
+
+#: What a layer can be: float32; its weights in float16 or in eight bits, widened when it runs; or
+#: eight-bit weights and activations.
+LAYER_PRECISIONS = ("fp32", "fp16", "weights8", "int8")
+PRESETS = ("fp32", "fp16", "int8", "int8-max")
+
+Rule = tuple[str, str]  # a pattern of layer names, and the precision of those that match
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """For every submodel its rules; the first that matches a layer counts, fp32 where none does.
+
+    Attributes:
+        name: of the preset or the file.
+        rules: by submodel.
+    """
+
+    name: str
+    rules: dict[str, tuple[Rule, ...]]
+
+    def of(self, submodel: str, layer: str) -> str:
+        """The precision of a layer."""
+        for pattern, precision in self.rules.get(submodel, ()):
+            if fnmatchcase(layer, pattern):
+                return precision
+        return "fp32"
+
+    def with_exceptions(self, submodel: str, layers: Iterable[str], precision: str) -> PrecisionPlan:
+        """The same plan with another precision for some layers."""
+        exceptions = tuple((layer.replace("[", "[[]"), precision) for layer in layers)
+        rules = {**self.rules, submodel: (*exceptions, *self.rules.get(submodel, ()))}
+        return PrecisionPlan(self.name, rules)
+
+    def main_precision(self, submodel: str) -> str:
+        """What most layers of a submodel get: that of its last rule."""
+        rules = self.rules.get(submodel, ())
+        return rules[-1][1] if rules else "fp32"
+
+    def quantizes(self, submodel: str) -> bool:
+        """Whether any layer gets eight-bit activations, whose ranges have to be known."""
+        return any(precision == "int8" for _, precision in self.rules.get(submodel, ()))
+
+
+def preset(name: str) -> PrecisionPlan:
+    """One of `PRESETS`: the policies of the submodels' table.
+
+    "int8" has eight-bit arithmetic where the time goes and eight-bit weights elsewhere; "int8-max" begins
+    with eight-bit arithmetic in every layer and is meant to be searched with a budget.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"precision is {name!r}, but should be one of {', '.join(PRESETS)} or a .toml file")
+    if name == "fp32":
+        return PrecisionPlan(name, {})
+    if name == "fp16":
+        return PrecisionPlan(name, {submodel.name: (("*", "fp16"),) for submodel in SUBMODELS})
+    if name == "int8":
+        return PrecisionPlan(name, {submodel.name: submodel.int8 for submodel in SUBMODELS})
+    return PrecisionPlan(name, {submodel.name: (("*", "int8"),) for submodel in SUBMODELS})
+
+
+def read_plan(path: Path) -> PrecisionPlan:
+    """Read a file of rules: a table for every submodel, patterns of layer names and their precisions.
+
+        [unet]
+        "unet.conv_in" = "fp32"
+        "*.time_emb_proj" = "weights8"
+        "*" = "int8"
+
+    Raises:
+        InputError: the file cannot be read, or names a submodel or a precision that does not exist.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: the precisions cannot be read ({reason})") from error
+    rules: dict[str, tuple[Rule, ...]] = {}
+    for submodel, entries in values.items():
+        if submodel not in SUBMODEL_NAMES or not isinstance(entries, dict):
+            raise InputError(
+                f"{path}: [{submodel}] is no submodel; it should be one of {', '.join(SUBMODEL_NAMES)}"
+            )
+        for pattern, precision in entries.items():
+            if precision not in LAYER_PRECISIONS:
+                raise InputError(
+                    f"{path}: {pattern!r} of [{submodel}] is {precision!r}, but should be one of "
+                    f"{', '.join(LAYER_PRECISIONS)}"
+                )
+        rules[submodel] = tuple(entries.items())
+    return PrecisionPlan(path.stem, rules)
+
+
+def find_plan(name: str) -> PrecisionPlan:
+    """A preset by its name, or a file by its path.
+
+    Raises:
+        InputError: there is neither.
+    """
+    return read_plan(Path(name)) if name.endswith(".toml") else preset(name)

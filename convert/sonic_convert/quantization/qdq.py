@@ -1,0 +1,308 @@
+"""Writes a graph whose layers have smaller weights, or eight-bit arithmetic.
+
+Integers are told with QuantizeLinear and DequantizeLinear around the layers (QDQ), the form that ONNX
+Runtime, OpenVINO and TensorRT turn into their integer kernels. Products keep their results in float32;
+convolutions round theirs too, or no engine would take its integer kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from sonic.errors import InputError
+from sonic_calibration.layers import Layer, Use, find_layers
+from sonic_calibration.observers import METHODS, TensorStatistics, choose_range
+from sonic_calibration.stored_graph import StoredGraph, WeightWriter, replace_graph
+from sonic_convert.quantization.arithmetic import Affine, IntegerWeight, affine, quantize_weight
+from sonic_convert.quantization.smoothing import find_groups, smooth
+from sonic_convert.quantization.topology import Topology
+
+ISAS = ("x86", "aarch64")
+
+
+@dataclass(frozen=True)
+class QdqOptions:
+    """How ranges become integers.
+
+    Attributes:
+        isa: "x86" has uint8 activations, "aarch64" int8, as the kernels there want them.
+        method: one of `sonic_calibration.observers.METHODS`.
+        smooth: search SmoothQuant's strength for every group of linear layers.
+        correct_bias: put the mean error of rounded weights into the biases.
+        symmetric: activations with zero point 0 (128 of uint8).
+        per_channel: a scale for every output of a weight.
+
+    Raises:
+        InputError: an option that does not exist.
+    """
+
+    isa: str = "x86"
+    method: str = "mse"
+    smooth: bool = True
+    correct_bias: bool = True
+    symmetric: bool = False
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("isa", self.isa, ISAS), ("method", self.method, METHODS)):
+            if value not in known:
+                raise InputError(f"{name} is {value!r}, but should be one of {', '.join(known)}")
+
+    @property
+    def signed(self) -> bool:
+        """Whether activations are int8."""
+        return self.isa == "aarch64"
+
+
+def quantize_graph(
+    source: Path,
+    target: Path,
+    precisions: Mapping[str, str],
+    statistics: Mapping[str, TensorStatistics],
+    options: QdqOptions = QdqOptions(),
+) -> dict[str, Any]:
+    """Write a graph with other precisions.
+
+    Args:
+        source: the full-precision graph.
+        target: the graph to write; large weights go beside it where they did in the source.
+        precisions: of the layers, by name; fp32 for those that are left out.
+        statistics: of the tensors of layers with "int8".
+        options: how.
+
+    Returns:
+        Facts: layers and parameters by precision, and how many groups were smoothed.
+
+    Raises:
+        InputError: a tensor's statistics are missing.
+    """
+    graph = StoredGraph.open(source)
+    external = source.with_name(f"{source.name}.data").exists()
+    with WeightWriter(target, external) as writer:
+        rewriter = _Rewriter(graph, writer, precisions, statistics, options)
+        nodes = rewriter.nodes()
+        model = replace_graph(graph.model, nodes, writer.tensors)
+    # As an input with a default value a float16 weight is no constant, and is not widened at load.
+    model.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in writer.tensors
+        if tensor.data_type == onnx.TensorProto.FLOAT16
+    )
+    onnx.save(model, str(target))
+    return rewriter.facts()
+
+
+class _Rewriter:
+    """One pass over a graph's nodes."""
+
+    def __init__(
+        self,
+        graph: StoredGraph,
+        writer: WeightWriter,
+        precisions: Mapping[str, str],
+        statistics: Mapping[str, TensorStatistics],
+        options: QdqOptions,
+    ) -> None:
+        self._graph, self._writer = graph, writer
+        self._statistics, self._options = statistics, options
+        self._topology = Topology(graph)
+        layers = find_layers(graph)
+        self._precision = {layer.name: _possible(layer, precisions) for layer in layers}
+        self._layers = layers
+        self._by_node = {use.node: (layer, use) for layer in layers for use in layer.uses}
+        self._edits: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._factors: dict[str, np.ndarray] = {}
+        self._ranges: dict[str, Affine] = {}
+        self._quantized: set[str] = set()
+        self._smoothed = 0
+        self._corrections: dict[str, np.ndarray] = {}
+        if options.smooth:
+            self._smooth([layer for layer in layers if self._precision[layer.name] == "int8"])
+
+    def facts(self) -> dict[str, Any]:
+        """What was done."""
+        counts: dict[str, int] = {}
+        parameters: dict[str, int] = {}
+        for layer in self._layers:
+            precision = self._precision[layer.name]
+            counts[precision] = counts.get(precision, 0) + 1
+            parameters[precision] = parameters.get(precision, 0) + layer.parameters
+        return {"layers": counts, "parameters": parameters, "smoothed_groups": self._smoothed}
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The new graph's nodes, whose weights are with the writer."""
+        nodes: list[onnx.NodeProto] = []
+        if self._options.correct_bias:
+            for layer in self._layers:
+                if self._precision[layer.name] == "int8":
+                    self._correct(layer)
+        for node in self._graph.model.graph.node:
+            layer, use = self._by_node.get(node.name, (None, None))
+            if layer is None or use is None or self._precision[layer.name] == "fp32":
+                nodes.append(node)
+            else:
+                nodes += self._layer(node, layer, use)
+        for name in dict.fromkeys(name for node in nodes for name in node.input):
+            if name in self._graph.initializers:
+                self._writer.add(name, self._load(name))
+        return nodes
+
+    def _layer(self, node: onnx.NodeProto, layer: Layer, use: Use) -> list[onnx.NodeProto]:
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        widened = f"{use.node}/weight"
+        precision = self._precision[layer.name]
+        changed.input[1] = widened
+        if precision == "fp16":
+            half = self._writer.add(f"{layer.weight}.half", self._load(layer.weight).astype(np.float16))
+            cast = helper.make_node("Cast", [half], [widened], f"{use.node}/widen", to=onnx.TensorProto.FLOAT)
+            return [cast, changed]
+        weight = self._weight(layer)
+        nodes = [self._dequantize(f"{layer.weight}.int8", weight.values, weight, widened)]
+        if precision == "weights8":
+            return [*nodes, changed]
+        affine = self._range(use.activation)
+        nodes += self._quantize_once(use.activation, affine)
+        changed.input[0] = f"{use.node}/input"
+        nodes.append(self._from_integers(use.activation, changed.input[0]))
+        if layer.bias is not None:
+            scales = np.asarray(weight.scales * affine.scale, np.float32)
+            integers = np.clip(np.rint(self._load(layer.bias) / scales), -(2**31), 2**31 - 1)
+            bias = IntegerWeight(integers.astype(np.int32), scales, 0)  # type: ignore[arg-type]
+            changed.input[2] = f"{use.node}/bias"
+            nodes.append(
+                self._dequantize(f"{use.node}/bias.int32", integers.astype(np.int32), bias, changed.input[2])
+            )
+        nodes.append(changed)
+        if layer.operator == "Conv":
+            raw = changed.output[0] = f"{use.node}/result"
+            nodes += self._quantize_once(use.output, self._range(use.output), raw)
+            nodes.append(self._from_integers(use.output, use.output))
+        return nodes
+
+    def _quantize_once(self, tensor: str, affine: Affine, made_as: str | None = None) -> list[onnx.NodeProto]:
+        if tensor in self._quantized:
+            return []
+        self._quantized.add(tensor)
+        scale = self._writer.add(f"{tensor}.scale", np.asarray(affine.scale))
+        zero = self._writer.add(f"{tensor}.zero_point", affine.zero_point)
+        inputs = [made_as or tensor, scale, zero]
+        return [
+            helper.make_node("QuantizeLinear", inputs, [f"{tensor}.quantized"], f"{tensor}/QuantizeLinear")
+        ]
+
+    def _from_integers(self, tensor: str, name: str) -> onnx.NodeProto:
+        inputs = [f"{tensor}.quantized", f"{tensor}.scale", f"{tensor}.zero_point"]
+        return helper.make_node("DequantizeLinear", inputs, [name], f"{name}/DequantizeLinear")
+
+    def _dequantize(
+        self, name: str, values: np.ndarray, weight: IntegerWeight, output: str
+    ) -> onnx.NodeProto:
+        inputs = [
+            self._writer.add(name, values),
+            self._writer.add(f"{name}.scales", weight.scales),
+            self._writer.add(f"{name}.zero_points", np.zeros(weight.scales.shape, values.dtype)),
+        ]
+        axis = {"axis": weight.axis} if weight.scales.ndim else {}
+        return helper.make_node("DequantizeLinear", inputs, [output], f"{output}/DequantizeLinear", **axis)
+
+    def _load(self, name: str) -> np.ndarray:
+        """A constant as it is to be written, with smoothing and corrections."""
+        array = self._graph.load(name)
+        for axis, factors in self._edits.get(name, ()):
+            shape = [1] * array.ndim
+            shape[axis] = -1
+            array = array * factors.reshape(shape)
+        if name in self._corrections:
+            array = array + self._corrections[name]
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+
+    def _weight(self, layer: Layer) -> IntegerWeight:
+        return quantize_weight(self._load(layer.weight), layer.output_axis, self._options.per_channel)
+
+    def _seen(self, tensor: str) -> TensorStatistics:
+        if tensor not in self._statistics:
+            raise InputError(
+                f"the calibration says nothing of '{tensor}' of {self._graph.path}; calibrate this bundle "
+                "with 'sonic-convert calibrate'"
+            )
+        return self._statistics[tensor]
+
+    def _range(self, tensor: str) -> Affine:
+        if tensor not in self._ranges:
+            seen, options = self._seen(tensor), self._options
+            factors = self._factors.get(tensor)
+            if factors is None:
+                low, high = choose_range(seen, options.method)
+            else:
+                low = min(float((seen.channel_minimum / factors).min()), 0.0)
+                high = max(float((seen.channel_maximum / factors).max()), 0.0)
+            self._ranges[tensor] = affine(low, high, options.signed, options.symmetric)
+        return self._ranges[tensor]
+
+    def _smooth(self, layers: list[Layer]) -> None:
+        options = self._options
+        unsmoothed = _Plain(self)
+        for group in find_groups(self._topology, layers):
+            for tensor in group.tensors:
+                self._seen(tensor)
+            found = smooth(
+                group, self._statistics, self._load, unsmoothed, options.signed, options.symmetric,
+                options.per_channel,
+            )  # fmt: skip
+            if found is None:
+                continue
+            self._smoothed += 1
+            for tensor in group.tensors:
+                self._factors[tensor] = found.factors
+            for name, axis in group.sources:
+                self._edits.setdefault(name, []).append((axis, 1 / found.factors))
+            for layer in group.layers:
+                self._edits.setdefault(layer.weight, []).append((layer.input_axis, found.factors))
+
+    def _correct(self, layer: Layer) -> None:
+        """The mean over inputs of what the rounded weights get wrong, into the layer's bias.
+
+        A convolution's borders are taken as its inside, and activations as rounded without bias.
+        """
+        biases = {layer.bias or self._topology.added_bias(use.output) for use in layer.uses}
+        bias = biases.pop()
+        if biases or bias is None:
+            return
+        exact = self._load(layer.weight)
+        wrong = exact - self._weight(layer).floats
+        means = [self._seen(use.activation).channel_mean for use in layer.uses]
+        mean = np.mean(means, axis=0)
+        factors = self._factors.get(layer.uses[0].activation)
+        mean = mean if factors is None else mean / factors
+        others = tuple(axis for axis in range(wrong.ndim) if axis not in (layer.input_axis, layer.output_axis))
+        matrix = np.moveaxis(wrong, (layer.input_axis, layer.output_axis), (0, 1))
+        if others:
+            matrix = matrix.sum(axis=tuple(range(2, matrix.ndim)))
+        if matrix.shape[0] != len(mean):  # a grouped convolution
+            return
+        self._corrections[bias] = (mean @ matrix).astype(np.float32)
+
+
+class _Plain:
+    """Ranges without smoothing."""
+
+    def __init__(self, rewriter: _Rewriter) -> None:
+        self._rewriter = rewriter
+
+    def __call__(self, tensor: str) -> Affine:
+        options, seen = self._rewriter._options, self._rewriter._seen(tensor)
+        return affine(*choose_range(seen, options.method), options.signed, options.symmetric)
+
+
+def _possible(layer: Layer, precisions: Mapping[str, str]) -> str:
+    """The precision of a layer; stacks of matrices have no integer kernels, so they keep eight-bit weights."""
+    precision = precisions.get(layer.name, "fp32")
+    return "weights8" if precision == "int8" and layer.stacked else precision
