@@ -92,7 +92,8 @@ class Calibration:
                 about = json.loads(str(file[_ABOUT]))
                 if about["version"] != _VERSION:
                     raise InputError(
-                        f"{path} is of version {about['version']}, but {_VERSION} is read here; calibrate again"
+                        f"{path} is of version {about['version']}, but {_VERSION} is read here; "
+                        "calibrate again"
                     )
                 found: dict[str, dict[str, dict[str, Any]]] = {}
                 for key in file:

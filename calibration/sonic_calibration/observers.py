@@ -106,8 +106,8 @@ def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> t
     """All but the outermost hundredth of a percent, half of it on each side."""
     shares = np.cumsum(statistics.histogram) / statistics.histogram.sum()
     tail = (1 - PERCENTILE / 100) / 2
-    low = centres[np.searchsorted(shares, tail)]
-    high = centres[min(np.searchsorted(shares, 1 - tail), BINS - 1)]
+    low = centres[int(np.searchsorted(shares, tail))]
+    high = centres[min(int(np.searchsorted(shares, 1 - tail)), BINS - 1)]
     return max(float(low), statistics.minimum), min(float(high), statistics.maximum)
 
 
@@ -181,6 +181,7 @@ def choose_range(statistics: TensorStatistics, method: str) -> tuple[float, floa
         raise InputError(f"the method is {method!r}, but should be one of {', '.join(METHODS)}")
     if not statistics.count:
         raise InputError("no value was ever seen")
-    centres = (np.arange(BINS) + 0.5) * (2 * statistics.limit / BINS) - statistics.limit
+    width = 2 * statistics.limit / BINS
+    centres = np.asarray((np.arange(BINS) + 0.5) * width - statistics.limit, np.float64)
     low, high = _METHODS[method](statistics, centres)
     return min(low, 0.0), max(high, 0.0)

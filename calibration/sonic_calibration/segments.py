@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from sonic_calibration.stored_graph import StoredGraph, replace_graph
+from sonic_calibration.stored_graph import StoredGraph, open_beside, replace_graph
 
 _WEIGHT_BYTES = 400_000_000
 _OBSERVED = 8  # tensors of one segment that are looked at; all of them are in memory together
@@ -65,7 +65,7 @@ def cut(graph: StoredGraph, observed: Collection[str]) -> list[Segment]:
 
 
 def open_segment(
-    graph: StoredGraph, segment: Segment, known: Mapping[str, np.ndarray], threads: int | None = None
+    graph: StoredGraph, segment: Segment, known: Mapping[str, np.ndarray]
 ) -> onnxruntime.InferenceSession:
     """Load a segment.
 
@@ -73,7 +73,6 @@ def open_segment(
         graph: where it comes from.
         segment: of `cut`.
         known: its inputs in one sample, for their types.
-        threads: of one operator.
     """
     read = {name for node in segment.nodes for name in node.input}
     weights = [graph.initializers[name] for name in sorted(read) if name in graph.initializers]
@@ -86,15 +85,7 @@ def open_segment(
         )
     for name in dict.fromkeys((*segment.outputs, *segment.observed)):
         model.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    folder = str(graph.path.parent.absolute())
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_beside(model, graph.path.parent)
 
 
 class ValueStore:

@@ -15,6 +15,7 @@ from typing import IO
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference can see them
@@ -58,6 +59,37 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
+class WeightKeeper:
+    """Collects the initializers of a graph that stays in memory; unchanged ones stay references.
+
+    A session finds what they refer to with `open_beside`.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorProto] = {}
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Add a new weight, once; returns its name."""
+        if name not in self.tensors:
+            self.tensors[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return name
+
+    def keep(self, graph: StoredGraph, name: str) -> None:
+        """Add a weight as it is."""
+        self.tensors[name] = graph.initializers[name]
+
+
+def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
+    """A session of a model in memory whose large weights are in a folder's files."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    entry = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(entry, str(folder.absolute()))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
 class WeightWriter:
     """Collects the initializers of a new graph, large ones in a file beside it; a ``with`` block.
 
@@ -70,15 +102,17 @@ class WeightWriter:
         self._path = graph.with_name(f"{graph.name}.data")
         self._external = external
         self._file: IO[bytes] | None = None
-        self.tensors: list[TensorProto] = []
-        self._names: set[str] = set()
+        self.tensors: dict[str, TensorProto] = {}
 
     def add(self, name: str, array: np.ndarray) -> str:
         """Add a weight, once; returns its name."""
-        if name not in self._names:
-            self._names.add(name)
-            self.tensors.append(self._tensor(name, np.asarray(array, order="C")))
+        if name not in self.tensors:
+            self.tensors[name] = self._tensor(name, np.asarray(array, order="C"))
         return name
+
+    def keep(self, graph: StoredGraph, name: str) -> None:
+        """Add a weight of another graph as it is."""
+        self.add(name, graph.load(name))
 
     def _tensor(self, name: str, array: np.ndarray) -> TensorProto:
         tensor = numpy_helper.from_array(array, name)

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 import sonic_convert
 from sonic.cli import generation_options, user_errors
@@ -18,17 +16,9 @@ from sonic.noise import load_noise
 from sonic.options import GenerationOptions
 from sonic.progress import ConsoleProgress
 from sonic.video import Video, check_output_path, save_video
-from sonic_convert.conversion import PRECISIONS, Conversion
+from sonic_convert.convert_cli import COMMANDS, PATH, VARIANT
 
-PATH = click.Path(path_type=Path)
 ASSETS = Path(sonic_convert.__file__).with_name("assets")
-VARIANT = click.option(
-    "--variant",
-    type=click.Choice(["auto", "fp16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Which weights of the VAE and the image encoder to read.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,23 +41,6 @@ def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
         with ConsoleProgress().stage(f"writing {out}", 1) as advance:
             synthesize(out, size, seed, dtype, overwrite)
             advance()
-
-
-@main.command()
-@click.argument("checkpoint", type=PATH)
-@click.argument("bundle", type=PATH)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--work", type=PATH, help="Folder of intermediate results [BUNDLE.work].")
-@VARIANT
-def convert(checkpoint: Path, bundle: Path, precision: str, work: Path | None, variant: str) -> None:
-    """Convert CHECKPOINT to BUNDLE: export, simplify, fuse, check, bundle; resumes what is done."""
-    with user_errors():
-        from sonic_convert.conversion import ConversionOptions
-        from sonic_convert.conversion import convert as run
-
-        options = ConversionOptions(precision=precision, variant=variant)
-        conversion = run(checkpoint, bundle, options, work, ConsoleProgress())
-        _print_conversion(conversion, bundle)
 
 
 @main.command()
@@ -214,27 +187,8 @@ def _generation(options: dict[str, Any]) -> GenerationOptions:
     )
 
 
-def _print_conversion(conversion: Conversion, bundle: Path) -> None:
-    table = Table(title=f"{bundle}: {conversion.manifest.license}", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("submodel", "nodes", "simplified", "fused", "MB", "rel. L2", "seconds", "peak GB"):
-        first = column == "submodel"
-        table.add_column(column, justify="left" if first else "right", no_wrap=True)
-    for name, results in conversion.results.items():
-        exported, simplified, fused, checked = (
-            results[s] for s in ("export", "simplify", "fuse", "check")
-        )
-        table.add_row(
-            name,
-            str(exported.facts["nodes"]),
-            str(simplified.facts["nodes"]),
-            str(fused.facts["nodes"]),
-            f"{conversion.manifest.submodels[name].bytes / 1e6:.1f}",
-            f"{checked.facts['relative_l2']:.1e}",
-            f"{sum(r.seconds for r in results.values()):.1f}",
-            f"{max(r.peak_bytes for r in results.values()) / 1e9:.2f}",
-        )
-    Console().print(table)
-
+for command in COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

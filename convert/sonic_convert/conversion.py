@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,31 +19,15 @@ from transformers.audio_utils import mel_filter_bank
 import sonic_convert
 from sonic.bundle import file_info, sha256_of
 from sonic.constants import AudioConstants
-from sonic.errors import InputError, OutputError
-from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest, SubmodelInfo, TensorInfo
+from sonic.errors import OutputError
+from sonic.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
 from sonic.progress import NoProgress, Progress
 from sonic.work import Work
 from sonic_convert import stages
+from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.stages import StageResult
 from sonic_convert.submodels import SUBMODELS, Submodel, measure
-
-PRECISIONS = ("fp32",)
-
-
-@dataclass(frozen=True)
-class ConversionOptions:
-    """How a checkpoint is converted."""
-
-    precision: str = "fp32"
-    variant: str = "auto"
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"precision is {self.precision!r}, but should be one of {', '.join(PRECISIONS)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -59,27 +41,29 @@ class Conversion:
 def convert(
     checkpoint_path: Path,
     bundle_path: Path,
-    options: ConversionOptions = ConversionOptions(),
+    variant: str = "auto",
     work_path: Path | None = None,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> Conversion:
-    """Convert a checkpoint to a bundle that the runtime can load.
+    """Convert a checkpoint to a full-precision bundle that the runtime can load.
 
     Args:
         checkpoint_path: the folder that holds ``Sonic/``, ``RIFE/``, ``whisper-tiny/`` and so on.
         bundle_path: the bundle to write; replaced when the conversion succeeds.
-        options: precision and names.
+        variant: which weights of the VAE and the image encoder to read: "fp16", "fp32" or "auto".
         work_path: intermediate results, kept so that a conversion can resume; ``BUNDLE.work`` by
             default.
         progress: shows the stages.
+        name: in the manifest; the bundle's folder's by default.
 
     Raises:
         InputError: the checkpoint cannot be used.
         OutputError: the bundle cannot be written.
     """
     progress = progress or NoProgress()
-    checkpoint = Checkpoint.open(checkpoint_path, options.variant)  # type: ignore[arg-type]
-    _check_target(bundle_path)
+    checkpoint = Checkpoint.open(checkpoint_path, variant)  # type: ignore[arg-type]
+    check_target(bundle_path)
     work = work_path or bundle_path.with_name(f"{bundle_path.name}.work")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -94,7 +78,9 @@ def convert(
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
     with progress.stage("bundle", 1) as advance:
-        manifest = _write_bundle(checkpoint, bundle_path, work, sources, results, options)
+        manifest = _write_bundle(
+            checkpoint, bundle_path, work, sources, results, name or bundle_path.name
+        )
         advance()
     return Conversion(manifest, results)
 
@@ -126,7 +112,8 @@ def _convert_submodel(
         submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest
     )
     advance()
-    weighed = stages.weigh(submodel, checkpoint, folder / "fused", folder / "weighed", fused.digest)
+    inputs = submodel.inputs(measure(checkpoint))
+    weighed = stages.weigh(submodel, inputs, folder / "fused", folder / "weighed", fused.digest)
     advance()
     return {
         "export": exported, "simplify": simplified, "fuse": fused, "check": checked, "weigh": weighed,
@@ -147,32 +134,15 @@ def mel_filters(constants: AudioConstants) -> np.ndarray:
     return np.asarray(filters, np.float32)
 
 
-def write_manifest(bundle_path: Path, manifest: Manifest) -> None:
-    """Replace a bundle's manifest at once."""
-    temporary = bundle_path / f".{MANIFEST_NAME}.partial"
-    try:
-        temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, bundle_path / MANIFEST_NAME)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {bundle_path / MANIFEST_NAME} ({error.strerror})") from error
-
-
 def _write_bundle(
     checkpoint: Checkpoint,
     bundle_path: Path,
     work: Path,
     sources: dict[Path, FileInfo],
     results: dict[str, dict[str, StageResult]],
-    options: ConversionOptions,
+    name: str,
 ) -> Manifest:
-    try:
-        bundle_path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{bundle_path.name}.", dir=bundle_path.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot write {bundle_path} ({error.strerror})") from error
-    try:
+    with new_bundle(bundle_path) as partial:
         submodels = {
             submodel.name: _add_submodel(
                 submodel, work / submodel.name / "fused", partial, results[submodel.name]
@@ -181,7 +151,7 @@ def _write_bundle(
         }
         np.save(partial / "mel_filters.npy", mel_filters(checkpoint.constants.audio))
         manifest = Manifest(
-            name=options.name or bundle_path.name,
+            name=name,
             engine="onnxruntime",
             license=checkpoint.license,
             producer={
@@ -198,14 +168,6 @@ def _write_bundle(
             parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
         )
         write_manifest(partial, manifest)
-        if bundle_path.exists():
-            shutil.rmtree(bundle_path)
-        os.replace(partial, bundle_path)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {bundle_path} ({error.strerror or error})") from error
-        raise
     return manifest
 
 
@@ -213,21 +175,13 @@ def _add_submodel(
     submodel: Submodel, fused: Path, bundle: Path, results: dict[str, StageResult]
 ) -> SubmodelInfo:
     """Put a submodel's files into its own folder of the bundle and describe them."""
-    folder = bundle / submodel.name
-    folder.mkdir()
-    names = [stages.GRAPH, f"{stages.GRAPH}.data"]
-    files = []
-    for name in names:
-        if (fused / name).exists():
-            # A copy, not a link: damage to a bundle must not reach what a new conversion resumes from.
-            shutil.copyfile(fused / name, folder / name)
-            files.append(file_info(folder / name, bundle))
-    graph = onnx.load(str(folder / stages.GRAPH), load_external_data=False)
+    files = copy_graph(fused / stages.GRAPH, bundle / submodel.name, bundle)
+    graph = onnx.load(str(fused / stages.GRAPH), load_external_data=False)
     return SubmodelInfo(
         name=submodel.name,
         precision="fp32",
         opset=next(item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")),
-        files=tuple(files),
+        files=files,
         inputs=tuple(map(_tensor_info, graph.graph.input)),
         outputs=tuple(map(_tensor_info, graph.graph.output)),
         work=Work(
@@ -261,15 +215,3 @@ def _source_info(path: Path, root: Path, work: Path, advance: Callable[[], None]
         os.replace(temporary, cache)
     advance()
     return FileInfo(path.relative_to(root).as_posix(), status.st_size, known[key])
-
-
-def _check_target(bundle_path: Path) -> None:
-    """Only a bundle, an empty folder or nothing may be replaced."""
-    if not bundle_path.exists():
-        return
-    if not bundle_path.is_dir() or (
-        any(bundle_path.iterdir()) and not (bundle_path / MANIFEST_NAME).is_file()
-    ):
-        raise OutputError(
-            f"{bundle_path} exists and is no bundle; choose another name, so that nothing is lost"
-        )

@@ -26,9 +26,9 @@ from sonic.progress import NoProgress, Progress
 from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import VideoDifference, compare_videos
 from sonic_calibration.recorder import Recorder
+from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
-from sonic_convert.conversion import write_manifest
 from sonic_convert.reference import ReferenceResult, TorchReference
 from sonic_convert.submodels import SUBMODELS
 

@@ -13,7 +13,7 @@ import resource
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ import onnxsim
 import torch
 
 from sonic.errors import InputError
+from sonic_calibration.stored_graph import read_tensor
 from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
-from sonic_calibration.stored_graph import read_tensor
 from sonic_convert.submodels import Submodel, TensorSpec, measure
-from sonic_convert.work import count_flop, measure_memory
+from sonic_convert.work import Named, count_flop, measure_memory
 
 OPSET = 18
 STAGE_VERSION = 7  # raise it when a stage's code changes its output
@@ -205,12 +205,12 @@ def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest:
 
 
 def weigh(
-    submodel: Submodel, checkpoint: Checkpoint, fused: Path, folder: Path, digest: str
+    submodel: Submodel, inputs: Sequence[Named], graph: Path, folder: Path, digest: str
 ) -> StageResult:
     """Measure the memory of the loaded graph and of its calls; see :mod:`sonic_convert.work`."""
 
     def produce(target: Path) -> dict[str, Any]:
-        weights, activations = measure_memory(fused / GRAPH, submodel, measure(checkpoint))
+        weights, activations = measure_memory(graph / GRAPH, submodel, inputs)
         return {"weight_bytes": weights, "activation_bytes": activations}
 
     return run_stage(folder, [digest, onnxruntime.__version__], produce)

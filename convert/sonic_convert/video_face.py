@@ -10,7 +10,7 @@ from PIL import Image
 
 from sonic.errors import InputError, warn
 from sonic.face import detect_faces
-from sonic.model import load_model
+from sonic.model import SonicModel, load_model
 from sonic.portrait import load_portrait
 from sonic.video import Video
 from sonic_calibration.picture_quality import Box
@@ -53,9 +53,17 @@ def find_face(video: Video, bundle: str, name: str) -> Box:
         BundleError: there is no such bundle, or it cannot be run.
         InputError: no face was found.
     """
-    model = load_model(bundle)
+    return largest_face(video[0], load_model(bundle), name)
+
+
+def largest_face(frame: NDArray[np.uint8], model: SonicModel, name: str) -> Box:
+    """The largest face of a frame, (x1, y1, x2, y2) in pixels.
+
+    Raises:
+        InputError: no face was found; `name` is the video's.
+    """
     with model.engine.open("face_detector") as detector:
-        faces = detect_faces(video[0], detector.run, model.constants.face)
+        faces = detect_faces(frame, detector.run, model.constants.face)
     if not faces:
         raise InputError(f"no face was found in the first frame of {name}; give --face-box x1,y1,x2,y2")
     return faces[0].box

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -70,7 +70,17 @@ def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -
     }
 
 
-def measure_memory(graph: Path, submodel: Submodel, dimensions: Dimensions) -> tuple[int, dict[str, float]]:
+class Named(Protocol):
+    """An input as the table or a manifest describes it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> tuple[int, dict[str, float]]:
     """Bytes that the loaded graph holds, and those of one call beside it, measured in a process apart.
 
     Where the system does not let a process measure itself (no Linux, or a container that forbids it),
@@ -82,12 +92,13 @@ def measure_memory(graph: Path, submodel: Submodel, dimensions: Dimensions) -> t
     interface = {
         "graph": str(graph),
         "inputs": [
-            {spec.name: list(tensor.shape) for spec, tensor in zip(
-                submodel.inputs(dimensions), submodel.example(dimensions, sizes).values(), strict=True
-            )}
+            {
+                tensor.name: [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+                for tensor in inputs
+            }
             for sizes in submodel.memory_sizes
         ],
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, json.dumps(interface)], capture_output=True, text=True
     )

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,10 @@ class SubmodelInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime knows about a bundle."""
+    """Everything a runtime knows about a bundle.
+
+    `quantization` says how a bundle of another precision than fp32 was made; it is empty in others.
+    """
 
     name: str
     engine: str
@@ -82,6 +85,7 @@ class Manifest:
     assets: dict[str, FileInfo]
     constants: Constants
     parity: dict[str, Any]
+    quantization: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -104,6 +108,7 @@ class Manifest:
             "assets": {name: asdict(file) for name, file in self.assets.items()},
             "constants": self.constants.to_json(),
             "parity": self.parity,
+            "quantization": self.quantization,
         }
 
     @classmethod
@@ -131,6 +136,7 @@ class Manifest:
                 assets={name: _file(item) for name, item in values["assets"].items()},
                 constants=Constants.from_json(values["constants"], source),
                 parity=dict(values["parity"]),
+                quantization=dict(values.get("quantization", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(

@@ -179,7 +179,7 @@ def denoise_together(
 
 def needed_branches(image_scale: float, audio_scale: float) -> tuple[int, ...]:
     """The guidance branches whose weight is not zero: 0 without both, 1 with the image, 2 with both."""
-    weights = _branch_weights(image_scale, audio_scale)
+    weights = branch_weights(image_scale, audio_scale)
     return tuple(branch for branch, weight in enumerate(weights) if weight != 0)
 
 
@@ -193,12 +193,12 @@ def guide(
     if len(predictions) == GUIDANCE_BRANCHES:
         neither, image, both = (predictions[branch] for branch in range(GUIDANCE_BRANCHES))
         return neither + image_scale * (image - neither) + audio_scale * (both - image)
-    weights = _branch_weights(image_scale, audio_scale)
+    weights = branch_weights(image_scale, audio_scale)
     parts = [np.float32(weights[branch]) * values for branch, values in predictions.items()]
     return np.sum(parts, axis=0)
 
 
-def _branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float, float]:
+def branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float, float]:
     """What each branch counts in the guided sum."""
     return 1 - image_scale, image_scale - audio_scale, audio_scale
 

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from sonic.bundle import sha256_of
-from sonic.errors import InputError, OutputError
+from sonic.errors import OutputError
 from sonic_convert import stages
 from sonic_convert.cli import main
-from sonic_convert.conversion import ConversionOptions, convert
+from sonic_convert.conversion import convert
 from sonic_convert.stages import run_stage
 
 
@@ -107,11 +107,6 @@ def test_other_folders_are_not_replaced(small, tmp_path: Path) -> None:
     (tmp_path / "precious/letter.txt").touch()
     with pytest.raises(OutputError, match="is no bundle"):
         convert(small.checkpoint, tmp_path / "precious")
-
-
-def test_unknown_precision() -> None:
-    with pytest.raises(InputError, match="fp32"):
-        ConversionOptions(precision="fp1")
 
 
 def test_own_constants_reach_the_bundle(small, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from sonic.errors import InputError
 from sonic.manifest import SUBMODEL_NAMES
 from sonic_convert.submodels import SUBMODELS
 
-#: What a layer can be: float32; its weights in float16 or in eight bits, widened when it runs; or
-#: eight-bit weights and activations.
-LAYER_PRECISIONS = ("fp32", "fp16", "weights8", "int8")
-PRESETS = ("fp32", "fp16", "int8", "int8-max")
+#: What a layer can be: float32; its weights in float16 or in eight bits, widened when it runs; computed in
+#: float16; or with eight-bit weights and activations.
+LAYER_PRECISIONS = ("fp32", "fp16", "weights8", "fp16-native", "int8")
+PRESETS = ("fp32", "fp16", "fp16-native", "int8", "int8-max")
+_CALIBRATED = ("fp16-native", "int8")
 
 Rule = tuple[str, str]  # a pattern of layer names, and the precision of those that match
 
@@ -55,16 +56,22 @@ class PrecisionPlan:
         rules = self.rules.get(submodel, ())
         return rules[-1][1] if rules else "fp32"
 
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The submodels of which some layers need a calibration."""
+        return tuple(submodel for submodel in self.rules if self.quantizes(submodel))
+
     def quantizes(self, submodel: str) -> bool:
-        """Whether any layer gets eight-bit activations, whose ranges have to be known."""
-        return any(precision == "int8" for _, precision in self.rules.get(submodel, ()))
+        """Whether any layer rounds its activations, whose ranges have to be known."""
+        return any(precision in _CALIBRATED for _, precision in self.rules.get(submodel, ()))
 
 
 def preset(name: str) -> PrecisionPlan:
     """One of `PRESETS`: the policies of the submodels' table.
 
-    "int8" has eight-bit arithmetic where the time goes and eight-bit weights elsewhere; "int8-max" begins
-    with eight-bit arithmetic in every layer and is meant to be searched with a budget.
+    "fp16" stores weights in float16 and computes in float32; "fp16-native" computes in float16 too, which
+    pays on processors that can. "int8" has eight-bit arithmetic where the time goes and eight-bit weights
+    elsewhere; "int8-max" begins with eight-bit arithmetic in every layer and is to be searched with a budget.
 
     Raises:
         InputError: there is no such preset.
@@ -73,11 +80,10 @@ def preset(name: str) -> PrecisionPlan:
         raise InputError(f"precision is {name!r}, but should be one of {', '.join(PRESETS)} or a .toml file")
     if name == "fp32":
         return PrecisionPlan(name, {})
-    if name == "fp16":
-        return PrecisionPlan(name, {submodel.name: (("*", "fp16"),) for submodel in SUBMODELS})
     if name == "int8":
         return PrecisionPlan(name, {submodel.name: submodel.int8 for submodel in SUBMODELS})
-    return PrecisionPlan(name, {submodel.name: (("*", "int8"),) for submodel in SUBMODELS})
+    everywhere = name.removesuffix("-max")
+    return PrecisionPlan(name, {submodel.name: (("*", everywhere),) for submodel in SUBMODELS})
 
 
 def read_plan(path: Path) -> PrecisionPlan:

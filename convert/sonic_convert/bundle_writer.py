@@ -1,0 +1,83 @@
+"""Writing a bundle: everything in a folder beside it, which then takes its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sonic.bundle import file_info
+from sonic.errors import OutputError
+from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest
+
+
+def check_target(bundle: Path) -> None:
+    """Only a bundle, an empty folder or nothing may be replaced.
+
+    Raises:
+        OutputError: there is something else.
+    """
+    if not bundle.exists():
+        return
+    if not bundle.is_dir() or (any(bundle.iterdir()) and not (bundle / MANIFEST_NAME).is_file()):
+        raise OutputError(
+            f"{bundle} exists and is no bundle; choose another name, so that nothing is lost"
+        )
+
+
+@contextmanager
+def new_bundle(bundle: Path) -> Iterator[Path]:
+    """A folder to fill, which replaces `bundle` at the end, or is removed at an error.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+    """
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
+        partial.chmod(0o755)
+    except OSError as error:
+        raise OutputError(f"cannot write {bundle} ({error.strerror})") from error
+    try:
+        yield partial
+        if bundle.exists():
+            shutil.rmtree(bundle)
+        os.replace(partial, bundle)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {bundle} ({error.strerror or error})") from error
+        raise
+
+
+def copy_graph(graph: Path, folder: Path, bundle: Path) -> tuple[FileInfo, ...]:
+    """Copy a graph, and the file of its weights where it has one, into a folder of the bundle.
+
+    A copy, not a link: damage to a bundle must not reach what a new conversion resumes from.
+    """
+    folder.mkdir(exist_ok=True)
+    files = []
+    for path in (graph, graph.with_name(f"{graph.name}.data")):
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
+            files.append(file_info(folder / path.name, bundle))
+    return tuple(files)
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Replace a bundle's manifest at once.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = bundle / f".{MANIFEST_NAME}.partial"
+    try:
+        temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, bundle / MANIFEST_NAME)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {bundle / MANIFEST_NAME} ({error.strerror})") from error

@@ -1,0 +1,187 @@
+"""Holding a quantized bundle against the full-precision one, by the videos that both make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.bundle import open_bundle
+from sonic.model import SonicModel, load_model
+from sonic.progress import NoProgress, Progress
+from sonic.video import Video
+from sonic_calibration.examples import Example
+from sonic_calibration.files import replace_file
+from sonic_calibration.picture_quality import Box
+from sonic_calibration.quality_report import judge
+from sonic_convert.bundle_writer import write_manifest
+from sonic_convert.video_face import largest_face
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What is generated for a comparison; None for the example's own, or the bundle's."""
+
+    duration_seconds: float | None = None
+    resolution_pixels: int | None = None
+    steps: int | None = None
+
+
+WHOLE_CLIPS = ClipSettings()
+
+
+@dataclass(frozen=True)
+class ClipComparison:
+    """One clip of two bundles from the same noise.
+
+    Attributes:
+        example: the portrait's name.
+        psnr_db, worst_psnr_db, ssim: of the video and of its worst frame, against the reference's.
+        lip_sync, reference_lip_sync: correlations with the speech; None without speech.
+    """
+
+    example: str
+    psnr_db: float
+    worst_psnr_db: float
+    ssim: float
+    lip_sync: float | None
+    reference_lip_sync: float | None
+
+
+@dataclass(frozen=True)
+class BundleComparison:
+    """All clips."""
+
+    reference: str
+    clips: tuple[ClipComparison, ...]
+
+    @property
+    def psnr_db(self) -> float:
+        """The mean over the clips."""
+        return float(np.mean([clip.psnr_db for clip in self.clips]))
+
+    @property
+    def worst_psnr_db(self) -> float:
+        """Of the worst clip."""
+        return min(clip.psnr_db for clip in self.clips)
+
+    @property
+    def lip_sync_change(self) -> float | None:
+        """The mean change of the correlation."""
+        changes = self._lip_sync_changes()
+        return float(np.mean(changes)) if changes else None
+
+    @property
+    def largest_lip_sync_change(self) -> float | None:
+        """The largest, whatever its sign."""
+        return max(map(abs, self._lip_sync_changes()), default=None)
+
+    def _lip_sync_changes(self) -> list[float]:
+        return [
+            clip.lip_sync - clip.reference_lip_sync
+            for clip in self.clips
+            if clip.lip_sync is not None and clip.reference_lip_sync is not None
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers for a file or a manifest."""
+        return {
+            "reference": self.reference,
+            "psnr_db": self.psnr_db,
+            "worst_psnr_db": self.worst_psnr_db,
+            "lip_sync_change": self.lip_sync_change,
+            "largest_lip_sync_change": self.largest_lip_sync_change,
+            "clips": [asdict(clip) for clip in self.clips],
+        }
+
+
+def compare_bundles(
+    reference: Path,
+    bundle: Path,
+    examples: Sequence[Example],
+    settings: ClipSettings = WHOLE_CLIPS,
+    progress: Progress | None = None,
+) -> BundleComparison:
+    """Generate every example with both bundles, from the same noise.
+
+    Args:
+        reference: the full-precision bundle.
+        bundle: the other one.
+        examples: portraits and speech, at least one.
+        settings: of the clips.
+        progress: shows the clips.
+
+    Raises:
+        InputError: an example cannot be used, or its portrait shows no face.
+        BundleError: a bundle cannot be run.
+    """
+    exact, other = load_model(reference), load_model(bundle)
+    clips = []
+    with (progress or NoProgress()).stage(f"comparing {bundle.name}", 2 * len(examples)) as advance:
+        for example in examples:
+            expected = _generate(exact, example, settings)
+            advance()
+            found = _generate(other, example, settings)
+            advance()
+            box = largest_face(expected[0], exact, str(example.image))
+            clips.append(_compare(example.image.name, found, expected, box))
+    return BundleComparison(exact.manifest.name, tuple(clips))
+
+
+def _generate(model: SonicModel, example: Example, settings: ClipSettings) -> Video:
+    return model.generate(
+        example.image,
+        example.audio,
+        duration=settings.duration_seconds,
+        min_resolution=settings.resolution_pixels,
+        inference_steps=settings.steps,
+        progress=NoProgress(),
+    )
+
+
+def _compare(name: str, video: Video, reference: Video, box: Box) -> ClipComparison:
+    found, expected = judge(video, box, reference=reference), judge(reference, box)
+    assert found.difference is not None
+    return ClipComparison(
+        example=name,
+        psnr_db=found.difference.psnr_db,
+        worst_psnr_db=found.difference.worst_psnr_db,
+        ssim=found.difference.ssim,
+        lip_sync=None if found.lip_sync is None else found.lip_sync.correlation,
+        reference_lip_sync=None if expected.lip_sync is None else expected.lip_sync.correlation,
+    )
+
+
+def comparison_table(comparison: BundleComparison, title: str) -> Table:
+    """The comparison for a terminal."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("portrait", "PSNR dB", "worst frame", "SSIM", "lip sync", "reference's"):
+        table.add_column(column, justify="left" if column == "portrait" else "right")
+    for clip in comparison.clips:
+        syncs = ("-" if sync is None else f"{sync:.3f}" for sync in (clip.lip_sync, clip.reference_lip_sync))
+        table.add_row(
+            clip.example, f"{clip.psnr_db:.1f}", f"{clip.worst_psnr_db:.1f}", f"{clip.ssim:.4f}", *syncs
+        )
+    change = comparison.lip_sync_change
+    table.caption = f"mean PSNR {comparison.psnr_db:.1f} dB, worst clip {comparison.worst_psnr_db:.1f}" + (
+        "" if change is None else f"; lip sync {change:+.3f} in the mean"
+    )
+    return table
+
+
+def write_comparison(path: Path, comparison: BundleComparison) -> None:
+    """Write the numbers as JSON, at once."""
+    text = json.dumps(comparison.to_json(), indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text))
+
+
+def record_comparison(bundle: Path, comparison: BundleComparison) -> None:
+    """Note a comparison in the bundle's manifest, in place of a parity with PyTorch."""
+    manifest = open_bundle(bundle, check_digests=False).manifest
+    write_manifest(bundle, replace(manifest, parity={"full_precision": comparison.to_json()}))

@@ -1,0 +1,99 @@
+"""From a checkpoint to a bundle of any precision in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonic.manifest import Manifest
+from sonic.progress import Progress
+from sonic_calibration.calibration import Calibration
+from sonic_calibration.examples import BUILT_IN, read_examples
+from sonic_calibration.recordings import RecordingOptions
+from sonic_convert.bundle_writer import check_target
+from sonic_convert.conversion import convert
+from sonic_convert.quantization.comparison import ClipSettings
+from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
+from sonic_convert.quantization.search import Budget, search
+
+_JUDGED = 2  # examples that a budget is measured on
+
+
+@dataclass(frozen=True)
+class ReducedPrecision:
+    """How a bundle becomes smaller.
+
+    Attributes:
+        quantization: precisions, and how ranges become integers.
+        recording: how much of the examples is recorded.
+        examples: a folder of portraits and speech; the built-in ones by default.
+        calibration: a file to use in place of collecting one.
+        budget: what rounding may cost; None keeps the plan as it is.
+    """
+
+    quantization: QuantizationOptions
+    recording: RecordingOptions = RecordingOptions()
+    examples: Path = BUILT_IN
+    calibration: Path | None = None
+    budget: Budget | None = None
+
+
+def reduce_bundle(
+    source: Path,
+    target: Path,
+    options: ReducedPrecision,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Calibrate where it is needed, search where there is a budget, and quantize.
+
+    Args:
+        source: the full-precision bundle.
+        target: the bundle to write.
+        options: how.
+        work: recordings, the calibration and finished graphs; TARGET.work by default. An interrupted call
+            goes on there.
+        progress: shows the stages.
+
+    Raises:
+        InputError: the source, an example or a file cannot be used, or the budget is not kept.
+        OutputError: the bundle cannot be written.
+    """
+    check_target(target)
+    work = work or target.with_name(f"{target.name}.work")
+    quantization, calibration = options.quantization, None
+    submodels = quantization.plan.quantized
+    if submodels:
+        if options.calibration is not None and options.budget is None:
+            calibration = Calibration.load(options.calibration)
+        else:
+            examples = read_examples(options.examples)
+            calibration, recordings = calibrate_bundle(
+                source, examples, options.recording, work / "calibration.npz", submodels, work, progress
+            )
+            if options.budget is not None:
+                recording = options.recording
+                settings = ClipSettings(
+                    recording.duration_seconds, recording.resolution_pixels, recording.steps
+                )
+                quantization = search(
+                    source, quantization, calibration, recordings, options.budget, examples[:_JUDGED],
+                    work / "search", settings, progress=progress,
+                ).options  # fmt: skip
+    return quantize_bundle(source, target, quantization, calibration, work / "graphs", progress)
+
+
+def convert_reduced(
+    checkpoint: Path,
+    target: Path,
+    options: ReducedPrecision,
+    variant: str = "auto",
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert a checkpoint to full precision in the work folder, and reduce that; see `reduce_bundle`."""
+    check_target(target)
+    work = work or target.with_name(f"{target.name}.work")
+    source = work / "fp32"
+    convert(checkpoint, source, variant, work, progress, name=target.name)
+    return reduce_bundle(source, target, options, work / "reduced", progress)

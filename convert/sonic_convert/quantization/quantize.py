@@ -1,0 +1,224 @@
+"""From a full-precision bundle to one of another precision.
+
+    options = QuantizationOptions(preset("int8"))
+    calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
+    quantize_bundle(fp32, Path("bundles/int8"), options, calibration)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from sonic.bundle import Bundle, open_bundle
+from sonic.errors import InputError
+from sonic.manifest import Manifest, SubmodelInfo
+from sonic.progress import NoProgress, Progress
+from sonic.work import Work
+from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors
+from sonic_calibration.examples import Example
+from sonic_calibration.layers import find_layers
+from sonic_calibration.recordings import RecordingOptions, Recordings, record
+from sonic_calibration.stored_graph import StoredGraph
+from sonic_convert import stages
+from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
+from sonic_convert.quantization.plan import PrecisionPlan
+from sonic_convert.quantization.profiles import PROFILES, check_profile
+from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
+from sonic_convert.submodels import SUBMODELS, Submodel
+
+_NONE = Calibration({}, {}, "")
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """What a quantized bundle should be.
+
+    Attributes:
+        plan: the precision of every layer.
+        qdq: how ranges become integers; a profile refines it.
+        profile: the engine that the graphs are for, one of `PROFILES`.
+        notes: what the manifest is to say beside (a sensitivity's results).
+
+    Raises:
+        InputError: an unknown profile.
+    """
+
+    plan: PrecisionPlan
+    qdq: QdqOptions = QdqOptions()
+    profile: str = "onnxruntime"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise InputError(
+                f"profile is {self.profile!r}, but should be one of {', '.join(PROFILES)}"
+            )
+
+    @property
+    def refined(self) -> QdqOptions:
+        """The options with what the profile asks for."""
+        return replace(self.qdq, **PROFILES[self.profile].options)
+
+
+def calibrate_bundle(
+    bundle: Path,
+    examples: Sequence[Example],
+    options: RecordingOptions,
+    target: Path,
+    submodels: Sequence[str],
+    work: Path,
+    progress: Progress | None = None,
+) -> tuple[Calibration, Recordings]:
+    """Record the examples with a full-precision bundle and collect every layer's statistics.
+
+    Args:
+        bundle: full precision.
+        examples: portraits and speech.
+        options: how much is recorded.
+        target: the file to write; one that was collected from the same is read instead.
+        submodels: those whose layers are looked at.
+        work: recordings, and what waits on disk meanwhile; an interrupted calibration resumes there.
+        progress: shows both stages.
+
+    Raises:
+        InputError: the bundle is quantized already, an example cannot be used, or it reaches too little.
+        OutputError: a file cannot be written.
+    """
+    opened = open_bundle(bundle, check_digests=False)
+    _check_full_precision(opened)
+    recordings = record(bundle, examples, work / "recordings", options, submodels, progress)
+    graphs = {submodel: graph_digest(opened.manifest, submodel) for submodel in submodels}
+    if target.exists():
+        known = Calibration.load(target)
+        if known.recordings == recordings.digest and known.graphs == graphs:
+            return known, recordings
+    observed = {
+        submodel: observed_tensors(find_layers(StoredGraph.open(opened.graph_path(submodel))))
+        for submodel in submodels
+    }
+    calibration = calibrate(opened, recordings, observed, work / "values", progress)
+    calibration.save(target)
+    return calibration, recordings
+
+
+def quantize_bundle(
+    source: Path,
+    target: Path,
+    options: QuantizationOptions,
+    calibration: Calibration | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a bundle with the precisions of a plan.
+
+    Args:
+        source: the full-precision bundle.
+        target: the bundle to write; replaced when all is done.
+        options: what it should be.
+        calibration: of the source; needed where the plan has eight-bit activations.
+        work: folder of finished graphs, so that an interrupted call resumes; TARGET.work by default.
+        progress: shows the submodels.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        InputError: the source is quantized already, or the calibration is missing or of another bundle.
+        OutputError: the bundle cannot be written.
+    """
+    progress = progress or NoProgress()
+    opened = open_bundle(source)
+    _check_full_precision(opened)
+    check_target(target)
+    wanting = [name for name in options.plan.quantized if name not in (calibration or _NONE).tensors]
+    if wanting:
+        raise InputError(
+            f"the precision {options.plan.name!r} rounds activations of '{wanting[0]}', of which the "
+            "calibration says nothing; make one with 'sonic-convert calibrate'"
+        )
+    if calibration is not None:
+        calibration.check_fits(opened.manifest, "the calibration")
+    work = work or target.with_name(f"{target.name}.work")
+    infos: dict[str, SubmodelInfo] = {}
+    facts: dict[str, Any] = {}
+    with new_bundle(target) as partial:
+        with progress.stage("quantizing", len(SUBMODELS)) as advance:
+            for submodel in SUBMODELS:
+                graph, infos[submodel.name], facts[submodel.name] = _quantize_submodel(
+                    opened, submodel, options, calibration, work / submodel.name
+                )
+                files = copy_graph(graph, partial / submodel.name, partial)
+                infos[submodel.name] = replace(infos[submodel.name], files=files)
+                advance()
+        for asset in opened.manifest.assets.values():
+            shutil.copyfile(source / asset.path, partial / asset.path)
+        quantization = {
+            "plan": options.plan.name,
+            "rules": {name: [list(rule) for rule in rules] for name, rules in options.plan.rules.items()},
+            "profile": options.profile,
+            "options": asdict(options.refined),
+            "calibration": None if calibration is None else calibration.digest,
+            "layers": facts,
+            **options.notes,
+        }
+        manifest = replace(
+            opened.manifest, name=target.name, submodels=infos, quantization=quantization, parity={}
+        )
+        write_manifest(partial, manifest)
+    return manifest
+
+
+def _quantize_submodel(
+    bundle: Bundle,
+    submodel: Submodel,
+    options: QuantizationOptions,
+    calibration: Calibration | None,
+    work: Path,
+) -> tuple[Path, SubmodelInfo, dict[str, Any]]:
+    """A submodel's graph in its new precision, its description and what was done."""
+    name, source = submodel.name, bundle.graph_path(submodel.name)
+    info = bundle.manifest.submodels[name]
+    layers = [layer.name for layer in find_layers(StoredGraph.open(source))]
+    precisions = {layer: options.plan.of(name, layer) for layer in layers}
+    if set(precisions.values()) <= {"fp32"}:
+        return source, info, {}
+    seen = calibration is not None and options.plan.quantizes(name)
+    statistics = calibration.tensors.get(name, {}) if seen and calibration is not None else {}
+    key = [
+        graph_digest(bundle.manifest, name), json.dumps(precisions), json.dumps(asdict(options.refined)),
+        options.profile, calibration.digest if seen and calibration is not None else "",
+        onnx.__version__, onnxruntime.__version__,
+    ]  # fmt: skip
+
+    def produce(folder: Path) -> dict[str, Any]:
+        graph = folder / stages.GRAPH
+        facts = quantize_graph(source, graph, precisions, statistics, options.refined)
+        check_profile(graph, options.profile)
+        return facts
+
+    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
+    made = stages.run_stage(work / "quantized", [digest], produce)
+    weighed = stages.weigh(submodel, info.inputs, work / "quantized", work / "weighed", made.digest)
+    if info.work is not None:
+        measured = weighed.facts["activation_bytes"], weighed.facts["weight_bytes"]
+        info = replace(info, work=Work(info.work.flop, *measured))
+    info = replace(info, precision=options.plan.main_precision(name))
+    return work / "quantized" / stages.GRAPH, info, made.facts
+
+
+def _check_full_precision(bundle: Bundle) -> None:
+    for info in bundle.manifest.submodels.values():
+        if info.precision != "fp32":
+            raise InputError(
+                f"'{info.name}' of {bundle.directory} is {info.precision} already; give the full-precision "
+                "bundle that it was made from"
+            )

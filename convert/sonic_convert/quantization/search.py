@@ -1,0 +1,181 @@
+"""Which layers stay in float32, so that a budget is kept.
+
+    budget = parse_budget("psnr=35")
+    found = search(source, options, calibration, recordings, budget, examples, work)
+    quantize_bundle(source, target, found.options, calibration)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sonic.bundle import open_bundle
+from sonic.errors import InputError
+from sonic.progress import NoProgress, Progress
+from sonic_calibration.calibration import Calibration
+from sonic_calibration.examples import Example
+from sonic_calibration.recordings import Recordings
+from sonic_convert.quantization.comparison import WHOLE_CLIPS, ClipSettings, compare_bundles
+from sonic_convert.quantization.plan import PrecisionPlan
+from sonic_convert.quantization.quantize import QuantizationOptions, quantize_bundle
+from sonic_convert.quantization.sensitivity import Sensitivity, measure_sensitivity
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What rounding may cost: a video of at least `psnr_db`, or a share of layers that stay in float32."""
+
+    psnr_db: float | None = None
+    layer_share: float | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``psnr=35`` (dB against full precision) or ``layers=5%``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    match = re.fullmatch(r"psnr=(\d+(?:\.\d+)?)|layers=(\d+(?:\.\d+)?)%", text.strip())
+    if match is None:
+        raise InputError(f"the budget is {text!r}, but should be psnr=35 (dB) or layers=5% (in float32)")
+    if match[1] is not None:
+        return Budget(psnr_db=float(match[1]))
+    return Budget(layer_share=float(match[2]) / 100)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The options with exceptions in their plan, and every unit's sensitivity, the largest first."""
+
+    options: QuantizationOptions
+    sensitivities: tuple[Sensitivity, ...]
+
+
+def search(
+    source: Path,
+    options: QuantizationOptions,
+    calibration: Calibration,
+    recordings: Recordings,
+    budget: Budget,
+    examples: Sequence[Example],
+    work: Path,
+    settings: ClipSettings = WHOLE_CLIPS,
+    unit: str = "block",
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Leave the most sensitive units in float32 until the budget is kept.
+
+    With a share of layers those are chosen by their sensitivity alone; with a PSNR, bundles are made and
+    clips generated: with no exception first, then with twice as many each time, then between.
+
+    Args:
+        source: the full-precision bundle.
+        options: what the bundle should be.
+        calibration, recordings: of the source.
+        budget: what rounding may cost.
+        examples: clips that a PSNR is measured on; its worst counts.
+        work: folder for what an interrupted search goes on with.
+        settings: of these clips.
+        unit: "layer" or "block".
+        progress: shows what runs.
+
+    Raises:
+        InputError: the PSNR is not reached with every unit in float32 either.
+    """
+    progress = progress or NoProgress()
+    opened = open_bundle(source, check_digests=False)
+    found: list[Sensitivity] = []
+    for submodel in calibration.tensors:
+        if options.plan.quantizes(submodel):
+            found += measure_sensitivity(
+                opened, submodel, recordings, calibration, options.plan, options.refined, unit,
+                work=work / "sensitivity", progress=progress,
+            )  # fmt: skip
+    found.sort(key=lambda one: -one.error)
+    measured: float | None = None
+    if budget.layer_share is not None:
+        total = sum(len(one.layers) for one in found)
+        count = _units_of(found, math.floor(total * budget.layer_share))
+    else:
+        assert budget.psnr_db is not None
+        tried: dict[int, float] = {}
+
+        def psnr(units: int) -> float:
+            if units not in tried:
+                plan = _with_floats(options.plan, found[:units])
+                tried[units] = _measure(
+                    source, replace(options, plan=plan), calibration, examples, work, settings, progress
+                )
+            return tried[units]
+
+        wanted = budget.psnr_db
+        fewest = _fewest(len(found), lambda units: psnr(units) >= wanted)
+        if fewest is None:
+            raise InputError(
+                f"the budget of {budget.psnr_db:g} dB is not kept with every layer of "
+                f"{', '.join(calibration.tensors)} in float32 ({psnr(len(found)):.1f} dB); lower it, or "
+                "choose another precision for the other submodels"
+            )
+        count, measured = fewest, psnr(fewest)
+    plan = _with_floats(options.plan, found[:count])
+    notes = {
+        "budget": asdict(budget),
+        "psnr_db_of_examples": measured,
+        "kept_in_float": [one.unit for one in found[:count]],
+        "sensitivity": [
+            {"submodel": one.submodel, "unit": one.unit, "parameters": one.parameters, "error": one.error}
+            for one in found
+        ],
+    }
+    return SearchResult(replace(options, plan=plan, notes=notes), tuple(found))
+
+
+def _units_of(found: Sequence[Sensitivity], layers: int) -> int:
+    """How many of the first units have at most so many layers."""
+    total = 0
+    for count, one in enumerate(found):
+        total += len(one.layers)
+        if total > layers:
+            return count
+    return len(found)
+
+
+def _fewest(most: int, keeps: Callable[[int], bool]) -> int | None:
+    """The smallest count that keeps the budget, by doubling and halving; None if none does."""
+    low, high = -1, 0
+    while not keeps(high):
+        if high == most:
+            return None
+        low, high = high, min(max(1, 2 * high), most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return high
+
+
+def _with_floats(plan: PrecisionPlan, units: Sequence[Sensitivity]) -> PrecisionPlan:
+    for one in units:
+        plan = plan.with_exceptions(one.submodel, one.layers, "fp32")
+    return plan
+
+
+def _measure(
+    source: Path,
+    options: QuantizationOptions,
+    calibration: Calibration,
+    examples: Sequence[Example],
+    work: Path,
+    settings: ClipSettings,
+    progress: Progress,
+) -> float:
+    """The worst clip's PSNR of a bundle that is made for this and removed."""
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=work) as folder:
+        trial = Path(folder) / "trial"
+        quantize_bundle(source, trial, options, calibration, Path(folder) / "work")
+        return compare_bundles(source, trial, examples, settings, progress).worst_psnr_db
