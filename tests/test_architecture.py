@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "runtime/sonic": {"sonic", "av", "click", "numpy", "onnxruntime", "PIL", "rich", "soxr"},
     "calibration/sonic_calibration": {
-        "sonic_calibration", "sonic", "av", "numpy", "PIL", "rich", "scipy", "skimage",
+        "sonic_calibration", "sonic", "av", "numpy", "onnx", "onnxruntime", "PIL", "rich", "scipy", "skimage",
     },
     "convert/sonic_convert": {
         "sonic_convert", "sonic_calibration", "sonic", "av", "click", "diffusers", "numpy", "onnx",

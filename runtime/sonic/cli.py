@@ -62,7 +62,9 @@ def engine_options(command: Any) -> Any:
     memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
                           help="Guidance branches one by one, together, or several windows too.")  # fmt: skip
     threads = click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
-    return threads(memory(command))
+    bfloat16 = click.option("--bfloat16/--no-bfloat16", default=False,
+                            help="Products in bfloat16, where aarch64 processors have it [off].")  # fmt: skip
+    return threads(bfloat16(memory(command)))
 
 
 def generation_options(command: Any) -> Any:
@@ -113,13 +115,14 @@ def run_generate(
     steps: int | None,
     threads: int | None,
     memory: str,
+    bfloat16: bool,
     **options: Any,
 ) -> None:
     """Generate a video and say where it is; errors as in :func:`user_errors`."""
     with user_errors():
         check_output_path(output)
         progress = ConsoleProgress()
-        model = sonic.load_model(bundle, threads=threads, memory=memory)
+        model = sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
         video = model.generate(
             image,
             audio,
@@ -151,7 +154,13 @@ def run_generate(
 @click.option("--report", type=PATH, help="What became of each job [JOBS.report.jsonl].")
 @engine_options
 def batch(
-    jobs: Path, bundle: str, together: int, report: Path | None, threads: int | None, memory: str
+    jobs: Path,
+    bundle: str,
+    together: int,
+    report: Path | None,
+    threads: int | None,
+    memory: str,
+    bfloat16: bool,
 ) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
@@ -164,7 +173,7 @@ def batch(
         from sonic.batch import read_jobs, report_path, run_batch
 
         todo = read_jobs(jobs)
-        model = sonic.load_model(bundle, threads=threads, memory=memory)
+        model = sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
         reports = run_batch(
             model, todo, report or report_path(jobs), together, ConsoleProgress(),
             lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),

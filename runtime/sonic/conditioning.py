@@ -10,7 +10,7 @@ import numpy as np
 
 from sonic.audio import log_mel
 from sonic.constants import AudioConstants
-from sonic.engine import Engine
+from sonic.engine import Submodels
 from sonic.spool import ArraySpool
 
 _FRAMES_PER_RUN = 25
@@ -81,7 +81,7 @@ def condition_on_audio(
     samples: np.ndarray,
     image_embedding: np.ndarray,
     mel_filters: np.ndarray,
-    engine: Engine,
+    engine: Submodels,
     constants: AudioConstants,
     advance: Callable[[], None] = lambda: None,
     spool_directory: Path | None = None,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -18,7 +19,8 @@ import numpy as np
 import onnxruntime
 
 from sonic.bundle import Bundle
-from sonic.errors import BundleError
+from sonic.cpu import has_bfloat16_products
+from sonic.errors import BundleError, InputError
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,14 +49,21 @@ class Session(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-class Engine(Protocol):
-    """Opens the submodels of one bundle."""
+class Submodels(Protocol):
+    """The submodels of one bundle, to be opened."""
 
-    bundle: Bundle
-    observer: Observer | None
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
 
     def open(self, submodel: str) -> Session:
         """Load a submodel; leave the ``with`` block to free it."""
+
+
+class Engine(Submodels, Protocol):
+    """Opens the submodels of one bundle; `observer` sees every call."""
+
+    observer: Observer | None
 
 
 class OnnxRuntimeEngine:
@@ -63,15 +72,26 @@ class OnnxRuntimeEngine:
     Args:
         bundle: the checked bundle.
         threads: threads for one operator; None lets ONNX Runtime choose.
+        bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can.
+
+    Raises:
+        InputError: this processor can't.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> None:
+        if bfloat16 and not has_bfloat16_products():
+            raise InputError(
+                "bfloat16 needs an aarch64 processor that has it (Graviton3 and later), and this one has "
+                "not; leave it off"
+            )
         self.bundle = bundle
         self.observer: Observer | None = None
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
         if threads is not None:
             self._options.intra_op_num_threads = threads
+        if bfloat16:
+            self._options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
 
     def open(self, submodel: str) -> OnnxRuntimeSession:
         """Load a submodel.
@@ -128,14 +148,60 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
+class SharedSessions:
+    """Opens every submodel of an engine once, and leaves it open until it is told otherwise.
+
+    For several clips, also from several threads. Sessions that somebody still uses live on for them.
+    """
+
+    def __init__(self, engine: Submodels) -> None:
+        self._engine = engine
+        self._opened: dict[str, Session] = {}
+        self._opening = Lock()
+
+    @property
+    def bundle(self) -> Bundle:
+        """The engine's."""
+        return self._engine.bundle
+
+    def open(self, submodel: str) -> Session:
+        """A session that the end of its ``with`` block leaves open."""
+        with self._opening:
+            if submodel not in self._opened:
+                self._opened[submodel] = self._engine.open(submodel)
+            return _LeftOpen(self._opened[submodel])
+
+    def close(self) -> None:
+        """Let go of all sessions; later ones are opened again."""
+        with self._opening:
+            self._opened.clear()
 
 
-def make_engine(bundle: Bundle, threads: int | None = None) -> Engine:
+class _LeftOpen:
+    """A session whose ``with`` block does not close it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
+        return self._session.run(inputs, **tags)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+ENGINES: dict[str, Callable[[Bundle, int | None, bool], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
+
+
+def make_engine(bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> Engine:
     """The engine that a bundle was made for.
 
     Raises:
         BundleError: this runtime does not have it.
+        InputError: the processor does not have bfloat16.
     """
     name = bundle.manifest.engine
     if name not in ENGINES:
@@ -143,4 +209,4 @@ def make_engine(bundle: Bundle, threads: int | None = None) -> Engine:
             f"{bundle.directory} was made for the engine '{name}', but this runtime has "
             f"{', '.join(ENGINES)}; convert the checkpoint for one of them"
         )
-    return ENGINES[name](bundle, threads)
+    return ENGINES[name](bundle, threads, bfloat16)

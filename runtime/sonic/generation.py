@@ -24,7 +24,7 @@ from sonic import frames as frame_stages
 from sonic.audio import Sound, load_sound, mono_samples
 from sonic.conditioning import AudioConditioning, condition_on_audio, frame_count
 from sonic.dump import DumpWriter, RowWriter
-from sonic.engine import Engine
+from sonic.engine import Submodels
 from sonic.errors import InputError
 from sonic.estimate import ClipSize, available_bytes, peak_memory
 from sonic.face import Face, detect_faces
@@ -79,7 +79,7 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Submodels,
         request: ClipRequest,
         progress: Progress,
         spool_directory: Path | None = None,
@@ -262,7 +262,7 @@ class Generation:
 
 
 def denoise_clips(
-    engine: Engine, clips: Sequence[Generation], progress: Progress, calls_at_once: int = 1
+    engine: Submodels, clips: Sequence[Generation], progress: Progress, calls_at_once: int = 1
 ) -> None:
     """Denoise clips that are prepared; `calls_at_once` windows run at the same time."""
     samplers = [clip.sampler for clip in clips]

@@ -41,6 +41,9 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
         )
     console.print(submodels)
 
+    if manifest.quantization:
+        print_quantization(manifest, console)
+
     constants = Table(title="constants")
     for column in ("part", "name", "value"):
         constants.add_column(column, no_wrap=column != "value")
@@ -56,12 +59,39 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
         sources.add_row(source.path, _megabytes(source.bytes), source.sha256[:16])
     console.print(sources)
 
+    compared = manifest.parity.get("full_precision")
+    if compared:
+        measured = Table(title=f"videos against {compared['reference']}")
+        for name in ("psnr_db", "worst_psnr_db", "lip_sync_change", "largest_lip_sync_change"):
+            value = compared[name]
+            measured.add_row(name, "not measured" if value is None else f"{value:.4g}")
+        console.print(measured)
+
     video = manifest.parity.get("video")
     if video:
         measured = Table(title="parity of a whole video with PyTorch")
         for name, value in video.items():
             measured.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
         console.print(measured)
+
+
+def print_quantization(manifest: Manifest, console: Console) -> None:
+    """Print how a bundle became smaller: the layers of every submodel by precision, and by what."""
+    facts = manifest.quantization
+    table = Table(title=f"precision {facts['plan']} for {facts['profile']}")
+    for column in ("submodel", "layers", "parameters"):
+        table.add_column(column, no_wrap=column == "submodel")
+    for name, done in facts["layers"].items():
+        counts = [
+            ", ".join(f"{count:,} {precision}" for precision, count in done.get(key, {}).items())
+            for key in ("layers", "parameters")
+        ]
+        table.add_row(name, *counts)
+    kept = facts.get("kept_in_float")
+    table.caption = f"calibration {(facts['calibration'] or 'none')[:16]}" + (
+        "" if kept is None else f"; {len(kept)} units left in float32 for the budget"
+    )
+    console.print(table)
 
 
 def _signature(tensor: TensorInfo) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sonic.bundle import find_bundle, open_bundle
 from sonic.constants import Constants
-from sonic.engine import Engine, Observer, make_engine
+from sonic.engine import Engine, Observer, SharedSessions, make_engine
 from sonic.errors import InputError, SonicError
 from sonic.generation import ClipRequest, Generation, PathLike, denoise_clips
 from sonic.manifest import Manifest
@@ -33,6 +33,7 @@ def load_model(
     *,
     threads: int | None = None,
     memory: str = "balanced",
+    bfloat16: bool = False,
     check_digests: bool = True,
 ) -> SonicModel:
     """Load a bundle by path, or by name from ``$SONIC_HOME``, ``./bundles`` or the user's data folder.
@@ -42,15 +43,16 @@ def load_model(
         threads: threads for one operator; None lets the engine choose.
         memory: "low" for machines with little, "fast" for short steps (small models, several windows),
             "balanced" between them; see :class:`sonic.options.RunOptions`.
+        bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can (Graviton3 and later).
         check_digests: compare every file with the manifest's sha256.
 
     Raises:
         BundleError: there is no such bundle, or its files are missing, changed or too many.
-        InputError: `memory` or `threads` cannot be used.
+        InputError: `memory`, `threads` or `bfloat16` cannot be used.
     """
-    run = RunOptions(memory, threads)
+    run = RunOptions(memory, threads, bfloat16)
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, run.threads_of_a_call), run)
+    return SonicModel(make_engine(bundle, run.threads_of_a_call, run.bfloat16), run)
 
 
 _FILES = ("image", "audio", "noise", "dump")
@@ -198,27 +200,33 @@ class SonicModel:
         spool = None if spool_directory is None else Path(spool_directory)
         waiting: list[Future[Video]] = []
         first, numbered = 0, iter(clips)
+        shared = SharedSessions(self.engine)
         with ThreadPoolExecutor(self._calls_at_once()) as renderer:
             while group := list(islice(numbered, together)):
-                denoised = self._denoise_group(group, progress, spool)
+                denoised = self._denoise_group(group, shared, progress, spool)
                 yield from _results(first - len(waiting), waiting)
                 waiting = [renderer.submit(_render, clip) for clip in denoised]
                 first += len(group)
             yield from _results(first - len(waiting), waiting)
 
     def _denoise_group(
-        self, group: list[Mapping[str, Any]], progress: Progress, spool: Path | None
+        self,
+        group: list[Mapping[str, Any]],
+        shared: SharedSessions,
+        progress: Progress,
+        spool: Path | None,
     ) -> list[Generation | SonicError]:
         """Every clip denoised, or what was wrong with it."""
         clips: list[Generation | SonicError] = []
         for arguments in group:
             try:
                 request = self._request(arguments)
-                with Generation(self.engine, request, progress, spool, self.run).leave_open() as clip:
+                with Generation(shared, request, progress, spool, self.run).leave_open() as clip:
                     clip.prepare()
                 clips.append(clip)
             except SonicError as error:
                 clips.append(error)
+        shared.close()  # the UNet needs the memory
         prepared = [clip for clip in clips if isinstance(clip, Generation)]
         try:
             if prepared:

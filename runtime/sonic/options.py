@@ -63,6 +63,8 @@ class RunOptions:
         memory: "low" runs the guidance branches one after another, "balanced" as one batch, "fast"
             runs several windows at the same time too, each with one thread where `threads` is None.
         threads: threads for one operator; None lets the engine choose.
+        bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can: faster, and no
+            longer equal to full precision.
 
     Raises:
         InputError: a mode that does not exist, or no thread.
@@ -70,6 +72,7 @@ class RunOptions:
 
     memory: str = "balanced"
     threads: int | None = None
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY_MODES:
