@@ -36,8 +36,8 @@ demo: $(READY) ## convert sonic-tiny, generate a video, compare it with PyTorch 
 	$(BIN)/sonic-convert quality $(OUTPUT) --bundle bundles/sonic-tiny --portrait $(IMAGE) --json build/demo-quality.json --sheet build/demo.png
 	@echo "video: $(OUTPUT)   contact sheet: build/demo.png   numbers: build/parity.json, build/demo-quality.json"
 
-convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=fp32]: convert a checkpoint
-	$(BIN)/sonic-convert convert $(CHECKPOINT) $(BUNDLE) --precision $(PRECISION)
+convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=int8 OPTIONS=...]: convert a checkpoint
+	$(BIN)/sonic-convert convert $(CHECKPOINT) $(BUNDLE) --precision $(PRECISION) $(OPTIONS)
 
 parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTorch
 	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)

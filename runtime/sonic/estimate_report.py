@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sonic.bundle import find_bundle, open_bundle
 from sonic.engine import make_engine
-from sonic.errors import InputError, OutputError
+from sonic.errors import InputError, OutputError, warn
 from sonic.estimate import ClipSize, Estimate, calibrate, estimate_clip
 from sonic.machines import MACHINES, Machine, find_machine
 from sonic.options import GenerationOptions
@@ -52,6 +52,8 @@ def run_estimate(
             _save(save, measured)
     elif not chosen:
         chosen = list(MACHINES.values())
+    if any(machine.projected for machine in chosen) and manifest.submodels["unet"].precision == "int8":
+        warn("the time of int8 layers is projected as if they were float32; --calibrate measures it")
     estimates = [estimate_clip(manifest, clip, machine) for machine in chosen]
     _print(manifest.name, clip, chosen, estimates, Console())
     return estimates

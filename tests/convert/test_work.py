@@ -44,8 +44,8 @@ def test_without_the_right_to_measure_the_weights_size_is_known(small, monkeypat
     graph = small.bundle / submodel.name / "model.onnx"
     forbidden = _PROBE.replace("/proc/self/clear_refs", "/nowhere/clear_refs")
     monkeypatch.setattr("sonic_convert.work._PROBE", forbidden)
-    dimensions = measure(Checkpoint.open(small.checkpoint))
-    assert measure_memory(graph, submodel, dimensions) == (graph.stat().st_size, {})
+    inputs = submodel.inputs(measure(Checkpoint.open(small.checkpoint)))
+    assert measure_memory(graph, submodel, inputs) == (graph.stat().st_size, {})
 
 
 def _count_once(submodel: Any, module: torch.nn.Module, dimensions: Any, sizes: dict[str, int]) -> float:

@@ -72,6 +72,11 @@ class ExportableUNet(nn.Module):
                     for attention in block.attentions
                 )
 
+        skips = _skip_channels(self.unet)
+        for block in up:
+            for resnet in block.resnets:
+                resnet.split_shortcut(skips.pop())
+
     def forward(
         self,
         sample: Tensor,
@@ -109,6 +114,15 @@ class ExportableUNet(nn.Module):
         return hidden.reshape(batch, frames, -1, *sample.shape[3:])
 
 
+def _skip_channels(unet: SonicUNet) -> list[int]:
+    """Of every tensor that goes past the deepest level, in the order in which they are made."""
+    channels = [unet.conv_in.out_channels]
+    for block in unet.down_blocks:
+        made = [resnet.space.conv2.out_channels for resnet in block.resnets]
+        channels += made + [made[-1]] * len(block.downsamplers or ())
+    return channels
+
+
 @dataclass(frozen=True)
 class Context:
     """What the cross-attentions attend to.
@@ -141,8 +155,10 @@ class RewrittenLayers:
     context: Context
     grids: tuple[Grid, ...]
 
-    def resnet(self, block: nn.Module, hidden: Tensor, level: int) -> Tensor:
-        return block(hidden, self.grids[level], self.emb, self.emb_of_frames)
+    def resnet(
+        self, block: nn.Module, hidden: Tensor, level: int, skip: Tensor | None = None
+    ) -> Tensor:
+        return block(hidden, self.grids[level], self.emb, self.emb_of_frames, skip)
 
     def transformer(self, block: nn.Module, hidden: Tensor, level: int) -> Tensor:
         return block(hidden, self.context, level, self.grids[level])

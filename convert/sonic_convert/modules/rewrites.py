@@ -123,7 +123,8 @@ class RewrittenResnet(nn.Module):
     """A residual block over space, then one over time; the learned blend is part of the last weights.
 
     ``a s + (1 - a) (s + r) = s + (1 - a) r``, where s is the result over space and r the residual over
-    time. Convolutions over three frames run as 3 x 1 convolutions of (frames, positions).
+    time. Convolutions over three frames run as 3 x 1 convolutions of (frames, positions). The shortcut of
+    a skip connection is the sum of two, so that each half can be rounded in a range of its own.
     """
 
     def __init__(self, block: SpatioTemporalResBlock) -> None:
@@ -133,9 +134,26 @@ class RewrittenResnet(nn.Module):
         if any(part is not None for part in changed) or space.output_scale_factor != 1.0:
             raise ValueError("only residual blocks of one size can be rewritten")
         self.space, self.time = space, time
+        self.shortcut_below: nn.Conv2d | None = None
+        self.shortcut_skip: nn.Conv2d | None = None
         share = 1 - spatial_share(block.time_mixer)
         self.time_conv1 = over_frames(time.conv1)
         self.time_conv2 = over_frames(time.conv2, share)
+
+    def split_shortcut(self, skip_channels: int) -> None:
+        """Cut the shortcut in two: of what comes from below, and of so many channels of a skip connection."""
+        convolution = self.space.conv_shortcut
+        if convolution is None or convolution.kernel_size != (1, 1):
+            raise ValueError("only 1 x 1 shortcuts can be cut")
+        below = convolution.in_channels - skip_channels
+        self.shortcut_below, self.shortcut_skip = cut_inputs(convolution, below)
+        self.space.conv_shortcut = None
+
+    def _shortcut(self, hidden: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            assert self.shortcut_below is not None and self.shortcut_skip is not None
+            return self.shortcut_below(hidden) + self.shortcut_skip(skip)
+        return hidden if self.space.conv_shortcut is None else self.space.conv_shortcut(hidden)
 
     def forward(
         self,
@@ -143,12 +161,17 @@ class RewrittenResnet(nn.Module):
         grid: Grid,
         emb: Tensor | None = None,
         emb_of_frames: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
         """(batch * frames, channels, h, w) -> the same sizes.
 
         `emb` (batch, width) is the activated embedding of the step and `emb_of_frames`
-        (batch * frames, width) the same for every frame, for blocks that have one.
+        (batch * frames, width) the same for every frame, for blocks that have one; the channels of `skip`
+        follow those of `hidden`.
         """
+        shortcut = self._shortcut(hidden, skip)
+        if skip is not None:
+            hidden = torch.cat([hidden, skip], dim=1)
         space, time = self.space, self.time
         count = grid.batch * grid.frames
         sizes = (count, grid.height, grid.width)
@@ -156,7 +179,7 @@ class RewrittenResnet(nn.Module):
         if emb_of_frames is not None:
             x = x + space.time_emb_proj(emb_of_frames)[:, :, None, None]
         x = space.conv2(F.silu(group_norm(space.norm2, x, *sizes)))
-        spatial = x + (hidden if space.conv_shortcut is None else space.conv_shortcut(hidden))
+        spatial = x + shortcut
 
         channels = space.conv2.out_channels
         spatial = spatial.reshape(grid.batch, grid.frames, channels, grid.positions).transpose(1, 2)
@@ -167,6 +190,19 @@ class RewrittenResnet(nn.Module):
         x = self.time_conv2(F.silu(group_norm(time.norm2, x, *sizes)))
         blended = (spatial + x).transpose(1, 2)
         return blended.reshape(count, channels, grid.height, grid.width)
+
+
+def cut_inputs(convolution: nn.Conv2d, below: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """A 1 x 1 convolution as two whose results add up, of the first `below` channels and of the rest."""
+    weight, bias = convolution.weight.detach(), convolution.bias
+    made: list[nn.Conv2d] = []
+    for part in (weight[:, :below], weight[:, below:]):
+        half = nn.Conv2d(part.shape[1], part.shape[0], 1, bias=bias is not None and not made, device="meta")
+        half.weight = nn.Parameter(part, requires_grad=False)
+        if half.bias is not None:
+            half.bias = bias
+        made.append(half)
+    return made[0], made[1]
 
 
 def spatial_share(mixer: AlphaBlender) -> Tensor:

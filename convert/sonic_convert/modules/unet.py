@@ -171,8 +171,8 @@ def self_attention(attention: Attention, hidden: Tensor) -> Tensor:
 class Layers(Protocol):
     """What a walk over the blocks calls; hidden states are (batch * frames, channels, h, w)."""
 
-    def resnet(self, block: Any, hidden: Tensor, level: int) -> Tensor:
-        """A residual block over space and time."""
+    def resnet(self, block: Any, hidden: Tensor, level: int, skip: Tensor | None = None) -> Tensor:
+        """A residual block over space and time, of `hidden` and the channels of `skip` after it."""
 
     def transformer(self, block: Any, hidden: Tensor, level: int) -> Tensor:
         """A transformer over space and time."""
@@ -187,7 +187,10 @@ class PublishedLayers:
     batch: int
     frames: int
 
-    def resnet(self, block: SpatioTemporalResBlock, hidden: Tensor, level: int) -> Tensor:
+    def resnet(
+        self, block: SpatioTemporalResBlock, hidden: Tensor, level: int, skip: Tensor | None = None
+    ) -> Tensor:
+        hidden = hidden if skip is None else torch.cat([hidden, skip], dim=1)
         return spatio_temporal_resnet(block, hidden, self.emb, self.batch, self.frames)
 
     def transformer(
@@ -247,7 +250,7 @@ def walk(unet: SonicUNet, sample: Tensor, layers: Layers) -> Tensor:
     for index, block in enumerate(unet.up_blocks):
         level = deepest - index
         for resnet, attention in zip(block.resnets, attentions_of(block), strict=True):
-            hidden = layers.resnet(resnet, torch.cat([hidden, skips.pop()], dim=1), level)
+            hidden = layers.resnet(resnet, hidden, level, skips.pop())
             if attention is not None:
                 hidden = layers.transformer(attention, hidden, level)
         for upsampler in block.upsamplers or ():
