@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -109,7 +111,7 @@ class Calibration:
             return cls(tensors, dict(about["graphs"]), str(about["recordings"]))
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{path} is no calibration ({error}); make one with 'sonic-convert calibrate'"
             ) from error
@@ -227,8 +229,20 @@ def _observe_inputs(samples: list[Sample], wanted: Observed) -> dict[str, Tensor
     for sample in samples:
         for name, values in sample.arrays("in").items():
             if name in wanted:
-                found.setdefault(name, TensorStatistics()).update(values, wanted[name])
+                statistics = found.setdefault(name, TensorStatistics())
+                _update(statistics, values, wanted[name], f"the input '{name}'", sample.path)
     return found
+
+
+def _update(
+    statistics: TensorStatistics, values: np.ndarray, channel_axis: int, name: str, where: object
+) -> None:
+    try:
+        statistics.update(values, channel_axis)
+    except InputError as error:
+        raise InputError(
+            f"{name} has {error} in {where}; the bundle's weights, or what was recorded, cannot be right"
+        ) from error
 
 
 def _write_inputs(store: ValueStore, samples: list[Sample], needed: set[str]) -> None:
@@ -251,13 +265,8 @@ def _run_segment(
         session = session or open_segment(graph, segment, feeds)
         for name, values in zip(names, session.run(names, feeds), strict=True):
             if name in found:
-                try:
-                    found[name].update(values, wanted[name])
-                except InputError as error:
-                    raise InputError(
-                        f"'{name}' of {graph.path} has {error} in recorded call {sample}; the bundle's "
-                        "weights cannot be right"
-                    ) from error
+                where = f"recorded call {sample} of {graph.path}"
+                _update(found[name], values, wanted[name], f"'{name}'", where)
             if name in segment.outputs:
                 store.write(sample, name, values)
     return found

@@ -63,7 +63,7 @@ class Layer:
 
 def find_layers(graph: StoredGraph) -> list[Layer]:
     """Every layer with constant weights, in the graph's order."""
-    found: dict[tuple[str, str], Layer] = {}
+    found: dict[tuple[object, ...], Layer] = {}
     names: dict[str, int] = {}
     for node in graph.model.graph.node:
         if node.op_type not in _OPERATORS or node.input[1] not in graph.initializers:
@@ -73,7 +73,7 @@ def find_layers(graph: StoredGraph) -> list[Layer]:
         if len(shape) < 2 or node.input[0] in graph.initializers or axes is None:
             continue
         use = Use(node.name, node.input[0], node.output[0])
-        key = weight, node.op_type
+        key = weight, node.op_type, axes, tuple(node.input[2:])
         if key in found:
             found[key] = replace(found[key], uses=(*found[key].uses, use))
             continue

@@ -1,6 +1,6 @@
 """What is kept of a tensor's values, and the range for its integers that follows from it.
 
-    statistics = TensorStatistics.of_channels(320)
+    statistics = TensorStatistics()
     statistics.update(array, channel_axis=-1)
     low, high = choose_range(statistics, "mse")
 """
@@ -21,6 +21,7 @@ _SMALLEST_LIMIT = 2.0**-20
 PERCENTILE = 99.99
 _ROWS = 128
 _ROWS_A_CALL = 16
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass
@@ -37,8 +38,11 @@ class TensorStatistics:
         count: values of one channel.
         channel_minimum, channel_maximum: (channels,) float32, of each channel.
         channel_sum: (channels,) float64.
-        rows: (at most 128, channels) float32, some of the vectors of channels, evenly from every call;
+        zeros: how many values are exactly zero.
+        rows: (at most 128, channels) float32, some of the vectors of channels, evenly from all calls;
             only of tensors whose last axis holds the channels.
+        row_numbers: (at most 128,), which of all vectors that were offered these are.
+        offered: how many were.
     """
 
     minimum: float = np.inf
@@ -49,7 +53,10 @@ class TensorStatistics:
     channel_minimum: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     channel_maximum: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     channel_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    zeros: int = 0
     rows: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    row_numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    offered: int = 0
 
     @property
     def channel_mean(self) -> NDArray[np.float64]:
@@ -69,7 +76,9 @@ class TensorStatistics:
         self.minimum = min(self.minimum, float(low.min()))
         self.maximum = max(self.maximum, float(high.max()))
         self._widen(max(-self.minimum, self.maximum))
-        scaled = (by_channel + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))
+        # Twice the largest limits is beyond float32.
+        shifted = by_channel.astype(np.float64) if self.limit > 1e37 else by_channel
+        scaled = (shifted + self.limit) * (BINS / (2 * self.limit))
         bins = np.clip(scaled.astype(np.int32), 0, BINS - 1).ravel()
         self.histogram += np.bincount(bins, minlength=BINS)
         if not self.count:
@@ -79,10 +88,17 @@ class TensorStatistics:
         self.channel_maximum = np.maximum(self.channel_maximum, high)
         self.channel_sum += by_channel.sum(axis=0, dtype=np.float64)
         self.count += len(by_channel)
-        if channel_axis == -1 and len(self.rows) < _ROWS:
-            some = by_channel[:: -(-len(by_channel) // _ROWS_A_CALL)]
-            some = some[: _ROWS - len(self.rows)]
-            self.rows = np.concatenate([self.rows, some]) if len(self.rows) else some.copy()
+        self.zeros += int(by_channel.size - np.count_nonzero(by_channel))
+        if channel_axis == -1:
+            self._keep_rows(by_channel[:: -(-len(by_channel) // _ROWS_A_CALL)])
+
+    def _keep_rows(self, some: NDArray[np.float32]) -> None:
+        """An even sample of all rows that are offered: multiples of the golden ratio are evenly spread."""
+        numbers = np.concatenate([self.row_numbers, self.offered + np.arange(len(some))])
+        rows = np.concatenate([self.rows, some]) if len(self.rows) else some
+        chosen = np.sort(np.argsort(numbers * _GOLDEN % 1, kind="stable")[:_ROWS])
+        self.rows, self.row_numbers = rows[chosen].copy(), numbers[chosen]
+        self.offered += len(some)
 
     def _widen(self, largest: float) -> None:
         if self.limit == 0:
@@ -106,8 +122,9 @@ def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> t
     """All but the outermost hundredth of a percent, half of it on each side."""
     shares = np.cumsum(statistics.histogram) / statistics.histogram.sum()
     tail = (1 - PERCENTILE / 100) / 2
-    low = centres[int(np.searchsorted(shares, tail))]
-    high = centres[min(int(np.searchsorted(shares, 1 - tail)), BINS - 1)]
+    half = (centres[1] - centres[0]) / 2
+    low = centres[int(np.searchsorted(shares, tail))] - half
+    high = centres[min(int(np.searchsorted(shares, 1 - tail)), BINS - 1)] + half
     return max(float(low), statistics.minimum), min(float(high), statistics.maximum)
 
 
@@ -120,7 +137,8 @@ def _candidates(statistics: TensorStatistics) -> list[tuple[float, float]]:
 
 def _mse(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
     """The candidate with the least mean squared error of rounding and clipping."""
-    weights = statistics.histogram
+    weights = statistics.histogram.copy()
+    weights[BINS // 2] -= statistics.zeros  # zero is an integer, so that it has no error
 
     def error(ends: tuple[float, float]) -> float:
         low, high = min(ends[0], 0.0), max(ends[1], 0.0)

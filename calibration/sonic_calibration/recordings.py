@@ -115,7 +115,7 @@ def record(
     if not examples:
         raise InputError("there are no examples to record; give at least one portrait and one recording")
     progress = progress or NoProgress()
-    files = [sha256_of(path) for example in examples for path in (example.image, example.audio)]
+    files = [_digest(path) for example in examples for path in (example.image, example.audio)]
     key = [sha256_of(bundle / MANIFEST_NAME), files, sorted(submodels), asdict(options)]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     _prepare(folder, digest)
@@ -137,6 +137,13 @@ def record(
                 _write(target, recorder.recorder, index)
             advance()
     return Recordings(folder, digest)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise InputError(f"{path}: the example cannot be read ({error.strerror})") from error
 
 
 class _Filter:

@@ -21,7 +21,7 @@ from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import Box
 from sonic_calibration.quality_report import judge
 from sonic_convert.bundle_writer import write_manifest
-from sonic_convert.video_face import largest_face
+from sonic_convert.video_face import largest_face, portrait_of_size
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def compare_bundles(
             advance()
             found = _generate(other, example, settings)
             advance()
-            box = largest_face(expected[0], exact, str(example.image))
+            _, height, width, _ = expected.shape
+            picture = portrait_of_size(example.image, width, height)
+            box = largest_face(picture, exact, str(example.image))
             clips.append(_compare(example.image.name, found, expected, box))
     return BundleComparison(exact.manifest.name, tuple(clips))
 
