@@ -37,6 +37,8 @@ ASSETS = Path(__file__).with_name("assets")
               help="Folder of the results.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path),
               help="Work folder of the conversion, for its unfused graph [BUNDLE.work].")  # fmt: skip
+@click.option("--also", type=click.Path(path_type=Path), multiple=True,
+              help="A bundle of another precision, whose UNet is timed too; may be repeated.")  # fmt: skip
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--resolution", type=click.IntRange(64), default=256, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -47,6 +49,7 @@ def main(
     bundle: str,
     output: Path,
     work: Path | None,
+    also: tuple[Path, ...],
     frames: int,
     resolution: int,
     repeats: int,
@@ -65,7 +68,7 @@ def main(
             click.echo(f"note: there is no {unfused}, so the unfused graph is left out (--work)", err=True)
         times = bench_unet(
             opened, load_model(found), unfused if unfused.is_file() else None, frames, resolution,
-            repeats, progress,
+            repeats, progress, [load_model(other) for other in also],
         )  # fmt: skip
         runs: dict[float, CommandRun] = {}
         batch = None

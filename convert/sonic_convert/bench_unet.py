@@ -10,9 +10,10 @@ import gc
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,12 @@ def bench_unet(
     resolution_pixels: int,
     repeats: int,
     progress: Progress,
+    others: Sequence[SonicModel] = (),
 ) -> UNetTimes:
-    """Time one call, batch 1, float32, in every engine that is there.
+    """Time one call, batch 1, in every engine that is there.
 
     Args:
+        others: bundles of other precisions of the same checkpoint, timed too.
         unfused: the simplified graph that the conversion left in its work folder, or None.
         repeats: runs of each engine after one that warms up.
     """
@@ -72,7 +75,7 @@ def bench_unet(
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
     seconds: dict[str, list[float]] = {}
     with (
-        _engines(checkpoint, model, unfused, inputs, face_mask, feeds) as engines,
+        _engines(checkpoint, model, unfused, inputs, face_mask, feeds, others) as engines,
         progress.stage("one UNet call", (repeats + 1) * len(engines)) as advance,
     ):
         for repeat in range(repeats + 1):
@@ -110,6 +113,7 @@ def _engines(
     inputs: dict[str, torch.Tensor],
     face_mask: torch.Tensor,
     feeds: dict[str, np.ndarray],
+    others: Sequence[SonicModel],
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     unet = build_unet(checkpoint)
     arguments = published_unet_inputs(inputs, face_mask)
@@ -119,11 +123,15 @@ def _engines(
             return unet(*arguments)
 
     engines: dict[str, Callable[[], Any]] = {PYTORCH: run_torch}
-    with model.engine.open("unet") as session:
+    with ExitStack() as stack:
+        session = stack.enter_context(model.engine.open("unet"))
         if unfused is not None:
             plain = onnxruntime.InferenceSession(str(unfused), providers=["CPUExecutionProvider"])
             engines[UNFUSED] = lambda: plain.run(None, feeds)
         engines[BUNDLE] = lambda: session.run(feeds)
+        for other in others:
+            opened = stack.enter_context(other.engine.open("unet"))
+            engines[f"{BUNDLE} {other.manifest.name}"] = partial(opened.run, feeds)
         if importlib.util.find_spec("openvino") is not None:
             engines[OPENVINO] = _openvino(model.engine.bundle.graph_path("unet"), feeds)
         yield engines

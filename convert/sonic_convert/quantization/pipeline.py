@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonic.errors import InputError
 from sonic.manifest import Manifest
 from sonic.progress import Progress
 from sonic_calibration.calibration import Calibration
@@ -63,8 +64,13 @@ def reduce_bundle(
     work = work or target.with_name(f"{target.name}.work")
     quantization, calibration = options.quantization, None
     submodels = quantization.plan.quantized
+    if options.calibration is not None and options.budget is not None:
+        raise InputError(
+            "a budget is searched with the recordings that a calibration is collected from; leave the "
+            "calibration's file out, and give the examples"
+        )
     if submodels:
-        if options.calibration is not None and options.budget is None:
+        if options.calibration is not None:
             calibration = Calibration.load(options.calibration)
         else:
             examples = read_examples(options.examples)

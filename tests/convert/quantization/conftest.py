@@ -20,7 +20,6 @@ from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import RecordingOptions, Recordings
 from sonic_calibration.stored_graph import StoredGraph
-from sonic_convert.quantization import comparison
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions, open_quantized
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
@@ -184,9 +183,3 @@ def fp16(small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundles") / "fp16"
     quantize_bundle(small.bundle, target, QuantizationOptions(preset("fp16")))
     return target
-
-
-@pytest.fixture
-def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A face is found in videos of random weights, in which there is none."""
-    monkeypatch.setattr(comparison, "largest_face", lambda *_: (16.0, 24.0, 48.0, 72.0))
