@@ -69,6 +69,11 @@ def reduce_bundle(
             "a budget is searched with the recordings that a calibration is collected from; leave the "
             "calibration's file out, and give the examples"
         )
+    if options.budget is not None and not submodels:
+        raise InputError(
+            f"the precision {quantization.plan.name!r} rounds none of the activations that a budget could "
+            "spare; leave the budget out, or choose int8"
+        )
     if submodels:
         if options.calibration is not None:
             calibration = Calibration.load(options.calibration)

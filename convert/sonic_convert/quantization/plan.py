@@ -104,7 +104,9 @@ def read_plan(path: Path) -> PrecisionPlan:
         raise InputError(f"{path}: the precisions cannot be read ({reason})") from error
     rules: dict[str, tuple[Rule, ...]] = {}
     for submodel, entries in values.items():
-        if submodel not in SUBMODEL_NAMES or not isinstance(entries, dict):
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: {submodel} is {entries!r}, but should be a table, [{submodel}]")
+        if submodel not in SUBMODEL_NAMES:
             raise InputError(
                 f"{path}: [{submodel}] is no submodel; it should be one of {', '.join(SUBMODEL_NAMES)}"
             )

@@ -93,6 +93,11 @@ def calibrate_bundle(
         InputError: the bundle is quantized already, an example cannot be used, or it reaches too little.
         OutputError: a file cannot be written.
     """
+    if not submodels:
+        raise InputError(
+            "this precision rounds no activations, so there is nothing to calibrate; choose int8 or "
+            "fp16-native"
+        )
     opened = open_bundle(bundle, check_digests=False)
     _check_full_precision(opened)
     recordings = record(bundle, examples, work / "recordings", options, submodels, progress)
@@ -216,9 +221,9 @@ def _quantize_submodel(
 
 
 def _check_full_precision(bundle: Bundle) -> None:
-    for info in bundle.manifest.submodels.values():
-        if info.precision != "fp32":
-            raise InputError(
-                f"'{info.name}' of {bundle.directory} is {info.precision} already; give the full-precision "
-                "bundle that it was made from"
-            )
+    plan = bundle.manifest.quantization.get("plan")
+    if plan is not None:
+        raise InputError(
+            f"{bundle.directory} is of the precision {plan} already; give the full-precision bundle that it "
+            "was made from"
+        )

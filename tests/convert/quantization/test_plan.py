@@ -126,7 +126,6 @@ def test_a_file_with_a_mistake_names_it(tmp_path: Path, text: str, named: str) -
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the message is '[unet] is no submodel'")
 def test_a_submodel_without_a_table_is_not_called_unknown(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_plan(file_of(tmp_path, 'unet = "int8"\n'))
