@@ -328,12 +328,7 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("count*height*width", "count*height*height*width*width"),
         work_sizes=(_picture_sizes(8, 8, 2), _picture_sizes(16, 8, 1)),
         memory_sizes=(_picture_sizes(16, 16, 2), _picture_sizes(32, 32, 2)),
-        int8=(
-            ("*conv_in", "fp32"),
-            ("*conv_out", "fp32"),
-            ("*time_conv_out", "fp32"),
-            ("*", "int8"),
-        ),
+        int8=(("*conv_in", "fp32"), ("*conv_out", "fp32"), ("*", "int8")),
         published=lambda checkpoint: VaeDecoder(_vae(checkpoint)).eval(),
     ),
     Submodel(
