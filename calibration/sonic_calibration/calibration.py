@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -206,15 +206,15 @@ def _collect(
     advance: Callable[[], None],
 ) -> dict[str, TensorStatistics]:
     store = ValueStore(work / "values")
-    tensors = _observe_inputs(samples, wanted)
+    begun = (work / "segment_0000.npz").exists()
+    needed = set() if begun else {name for segment in segments for name in segment.inputs}
+    tensors = _take_inputs(samples, wanted, needed, store)
     for index, segment in enumerate(segments):
         done = work / f"segment_{index:04d}.npz"
         if done.exists():
             tensors |= Calibration.load(done).tensors.get("segment", {})
             advance()
             continue
-        if index == 0:
-            _write_inputs(store, samples, {name for s in segments for name in s.inputs})
         found = _run_segment(graph, segment, wanted, len(samples), store)
         Calibration({"segment": found}, {}, "").save(done)
         store.keep_only(needed_after(segments, index + 1))
@@ -223,14 +223,18 @@ def _collect(
     return tensors
 
 
-def _observe_inputs(samples: list[Sample], wanted: Observed) -> dict[str, TensorStatistics]:
-    """Statistics of the tensors that the graph is given."""
+def _take_inputs(
+    samples: list[Sample], wanted: Observed, needed: Collection[str], store: ValueStore
+) -> dict[str, TensorStatistics]:
+    """Statistics of the tensors that the graph is given; those that are needed go to the store."""
     found: dict[str, TensorStatistics] = {}
-    for sample in samples:
+    for number, sample in enumerate(samples):
         for name, values in sample.arrays("in").items():
             if name in wanted:
                 statistics = found.setdefault(name, TensorStatistics())
                 _update(statistics, values, wanted[name], f"the input '{name}'", sample.path)
+            if name in needed:
+                store.write(number, name, values)
     return found
 
 
@@ -243,13 +247,6 @@ def _update(
         raise InputError(
             f"{name} has {error} in {where}; the bundle's weights, or what was recorded, cannot be right"
         ) from error
-
-
-def _write_inputs(store: ValueStore, samples: list[Sample], needed: set[str]) -> None:
-    for number, sample in enumerate(samples):
-        for name, values in sample.arrays("in").items():
-            if name in needed:
-                store.write(number, name, values)
 
 
 def _run_segment(

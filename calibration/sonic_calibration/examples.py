@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonic.engine import Observer
 from sonic.errors import InputError
+from sonic.model import SonicModel
+from sonic.progress import NoProgress
+from sonic.video import Video
 
 BUILT_IN = Path(__file__).with_name("examples")
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -18,6 +22,33 @@ class Example:
 
     image: Path
     audio: Path
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What is generated of an example; None for its own, or the bundle's."""
+
+    duration_seconds: float | None = None
+    resolution_pixels: int | None = None
+    steps: int | None = None
+
+
+WHOLE_CLIPS = ClipSettings()
+
+
+def generate_example(
+    model: SonicModel, example: Example, settings: ClipSettings, observer: Observer | None = None
+) -> Video:
+    """The video of an example, without telling of its stages."""
+    return model.generate(
+        example.image,
+        example.audio,
+        duration=settings.duration_seconds,
+        min_resolution=settings.resolution_pixels,
+        inference_steps=settings.steps,
+        progress=NoProgress(),
+        observer=observer,
+    )
 
 
 def read_examples(folder: Path) -> list[Example]:

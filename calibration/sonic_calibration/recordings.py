@@ -28,7 +28,7 @@ from sonic.errors import InputError, OutputError
 from sonic.manifest import MANIFEST_NAME
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.examples import Example
+from sonic_calibration.examples import ClipSettings, Example, generate_example
 from sonic_calibration.recorder import Recorder
 
 _INDEX = "calls.json"
@@ -56,6 +56,11 @@ class RecordingOptions:
     def __post_init__(self) -> None:
         if self.calls < 1 or self.bytes < 1:
             raise InputError("the calls and the bytes that are kept should be at least 1")
+
+    @property
+    def clip(self) -> ClipSettings:
+        """What is generated."""
+        return ClipSettings(self.duration_seconds, self.resolution_pixels, self.steps)
 
 
 @dataclass(frozen=True)
@@ -125,15 +130,7 @@ def record(
             target = folder / f"{index:04d}"
             if not target.exists():
                 recorder = _Filter(Recorder(options.calls, _share(options, examples, submodels)), submodels)
-                model.generate(
-                    example.image,
-                    example.audio,
-                    duration=options.duration_seconds,
-                    min_resolution=options.resolution_pixels,
-                    inference_steps=options.steps,
-                    progress=NoProgress(),
-                    observer=recorder,
-                )
+                generate_example(model, example, options.clip, recorder)
                 _write(target, recorder.recorder, index)
             advance()
     return Recordings(folder, digest)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from sonic_calibration.stored_graph import StoredGraph, open_beside, replace_graph
+from sonic_calibration.stored_graph import StoredGraph, open_beside, replace_graph, tensor_bytes
 
 _WEIGHT_BYTES = 400_000_000
 _OBSERVED = 8  # tensors of one segment that are looked at; all of them are in memory together
@@ -43,7 +43,9 @@ def cut(graph: StoredGraph, observed: Collection[str]) -> list[Segment]:
     pieces: list[list[onnx.NodeProto]] = [[]]
     weight_bytes = count = 0
     for node in graph.model.graph.node:
-        size = sum(_bytes(graph, name) for name in node.input if name in graph.initializers)
+        size = sum(
+            tensor_bytes(graph.initializers[name]) for name in node.input if name in graph.initializers
+        )
         looked_at = sum(name in observed for name in node.output)
         if pieces[-1] and (weight_bytes + size > _WEIGHT_BYTES or count + looked_at > _OBSERVED):
             pieces.append([])
@@ -125,9 +127,3 @@ def needed_after(segments: list[Segment], index: int) -> set[str]:
         needed -= {name for node in segment.nodes for name in node.output}
         needed |= set(segment.inputs)
     return needed
-
-
-def _bytes(graph: StoredGraph, name: str) -> int:
-    tensor = graph.initializers[name]
-    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    return int(np.prod(tensor.dims, dtype=np.int64)) * width

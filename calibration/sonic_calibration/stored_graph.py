@@ -59,6 +59,12 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
+def tensor_bytes(tensor: TensorProto) -> int:
+    """The size of a tensor's values, wherever they are."""
+    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * width
+
+
 class WeightKeeper:
     """Collects the initializers of a graph that stays in memory; unchanged ones stay references.
 
@@ -71,8 +77,11 @@ class WeightKeeper:
     def add(self, name: str, array: np.ndarray) -> str:
         """Add a new weight, once; returns its name."""
         if name not in self.tensors:
-            self.tensors[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+            self.tensors[name] = self._tensor(name, np.asarray(array, order="C"))
         return name
+
+    def _tensor(self, name: str, array: np.ndarray) -> TensorProto:
+        return numpy_helper.from_array(array, name)
 
     def keep(self, graph: StoredGraph, name: str) -> None:
         """Add a weight as it is."""
@@ -90,8 +99,8 @@ def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSe
     )
 
 
-class WeightWriter:
-    """Collects the initializers of a new graph, large ones in a file beside it; a ``with`` block.
+class WeightWriter(WeightKeeper):
+    """Collects the initializers of a graph that is written, large ones in a file beside it; a ``with`` block.
 
     Args:
         graph: where the new graph will be; the file of its weights is named after it.
@@ -99,23 +108,17 @@ class WeightWriter:
     """
 
     def __init__(self, graph: Path, external: bool) -> None:
+        super().__init__()
         self._path = graph.with_name(f"{graph.name}.data")
         self._external = external
         self._file: IO[bytes] | None = None
-        self.tensors: dict[str, TensorProto] = {}
-
-    def add(self, name: str, array: np.ndarray) -> str:
-        """Add a weight, once; returns its name."""
-        if name not in self.tensors:
-            self.tensors[name] = self._tensor(name, np.asarray(array, order="C"))
-        return name
 
     def keep(self, graph: StoredGraph, name: str) -> None:
         """Add a weight of another graph as it is."""
         self.add(name, graph.load(name))
 
     def _tensor(self, name: str, array: np.ndarray) -> TensorProto:
-        tensor = numpy_helper.from_array(array, name)
+        tensor = super()._tensor(name, array)
         if not self._external or array.nbytes < EXTERNAL_BYTES:
             return tensor
         if self._file is None:

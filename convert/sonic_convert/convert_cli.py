@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sonic.cli import user_errors
+from sonic.cli import user_errors, with_options
 from sonic.progress import ConsoleProgress
+from sonic_calibration.examples import BUILT_IN, ClipSettings, read_examples
 
 PATH = click.Path(path_type=Path)
 VARIANT = click.option(
@@ -24,21 +25,25 @@ VARIANT = click.option(
 _PRECISION_HELP = "fp32, fp16, fp16-native, int8, int8-max, or a .toml file of precisions by layer."
 
 
+def _clip_options(command: Any) -> Any:
+    """Which clips are generated."""
+    return with_options(command, [
+        click.option("--examples", type=PATH, default=BUILT_IN,
+                     help="Folder of portraits and speech [the built-in ones]."),
+        click.option("--duration", type=float, help="Seconds of each recording to use [all]."),
+        click.option("--resolution", type=int, help="Short side in pixels [the bundle's]."),
+        click.option("--steps", type=int, help="Denoising steps [the bundle's]."),
+    ])  # fmt: skip
+
+
 def _recording_options(command: Any) -> Any:
     """What is generated to calibrate, and how much of it is kept."""
-    options = [
-        click.option("--examples", type=PATH, help="Folder of portraits and speech [the built-in ones]."),
+    return with_options(_clip_options(command), [
         click.option("--calls", type=int, default=8, show_default=True,
                      help="Calls of a submodel that are kept of an example."),
         click.option("--gigabytes", type=float, default=2.0, show_default=True,
                      help="Disk for the recordings."),
-        click.option("--duration", type=float, help="Seconds of each recording to use [all]."),
-        click.option("--resolution", type=int, help="Short side in pixels [the bundle's]."),
-        click.option("--steps", type=int, help="Denoising steps [the bundle's]."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    ])  # fmt: skip
 
 
 def _quantization_options(command: Any) -> Any:
@@ -47,7 +52,7 @@ def _quantization_options(command: Any) -> Any:
     from sonic_convert.quantization.profiles import PROFILES
     from sonic_convert.quantization.qdq import ISAS
 
-    options = [
+    return with_options(command, [
         click.option("--isa", type=click.Choice(ISAS), default="x86", show_default=True,
                      help="Signed activations for aarch64, unsigned for x86."),
         click.option("--profile", type=click.Choice(list(PROFILES)), default="onnxruntime", show_default=True,
@@ -57,10 +62,7 @@ def _quantization_options(command: Any) -> Any:
         click.option("--smooth/--no-smooth", default=True, help="SmoothQuant for linear layers [on]."),
         click.option("--budget", help="psnr=35 (dB) or layers=5%: leave sensitive layers in float32."),
         click.option("--calibration", type=PATH, help="A file of 'sonic-convert calibrate'."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    ])  # fmt: skip
 
 
 def _recording(calls: int, gigabytes: float, duration: Any, resolution: Any, steps: Any) -> Any:
@@ -71,7 +73,6 @@ def _recording(calls: int, gigabytes: float, duration: Any, resolution: Any, ste
 
 def _reduced(precision: str, options: dict[str, Any]) -> Any:
     """The options of `reduce_bundle` from those of a command line."""
-    from sonic_calibration.examples import BUILT_IN
     from sonic_convert.quantization.pipeline import ReducedPrecision
     from sonic_convert.quantization.plan import find_plan
     from sonic_convert.quantization.qdq import QdqOptions
@@ -82,7 +83,7 @@ def _reduced(precision: str, options: dict[str, Any]) -> Any:
     return ReducedPrecision(
         QuantizationOptions(find_plan(precision), qdq, options["profile"]),
         _recording(*(options[name] for name in ("calls", "gigabytes", "duration", "resolution", "steps"))),
-        options["examples"] or BUILT_IN,
+        options["examples"],
         options["calibration"],
         None if options["budget"] is None else parse_budget(options["budget"]),
     )
@@ -139,17 +140,16 @@ def quantize(source: Path, bundle: Path, precision: str, work: Path | None, **op
 @click.option("--work", type=PATH, help="Folder of recordings [CALIBRATION.work].")
 @_recording_options
 def calibrate(
-    source: Path, calibration: Path, precision: str, work: Path | None, examples: Path | None, **options: Any
+    source: Path, calibration: Path, precision: str, work: Path | None, examples: Path, **options: Any
 ) -> None:
     """Record examples with SOURCE and write what its layers see to CALIBRATION (.npz); resumes."""
     with user_errors():
         from sonic.bundle import find_bundle
-        from sonic_calibration.examples import BUILT_IN, read_examples
         from sonic_convert.quantization.plan import find_plan
         from sonic_convert.quantization.quantize import calibrate_bundle
 
         found, recordings = calibrate_bundle(
-            find_bundle(source), read_examples(examples or BUILT_IN), _recording(**options), calibration,
+            find_bundle(source), read_examples(examples), _recording(**options), calibration,
             find_plan(precision).quantized, work or calibration.with_name(f"{calibration.name}.work"),
             ConsoleProgress(),
         )  # fmt: skip
@@ -174,13 +174,12 @@ def sensitivity(
     unit: str,
     tried_calls: int,
     work: Path | None,
-    examples: Path | None,
+    examples: Path,
     **options: Any,
 ) -> None:
     """Measure what rounding each layer or block of SOURCE changes; a table and a plot go to FOLDER."""
     with user_errors():
         from sonic.bundle import find_bundle, open_bundle
-        from sonic_calibration.examples import BUILT_IN, read_examples
         from sonic_convert.quantization.plan import find_plan
         from sonic_convert.quantization.quantize import calibrate_bundle
         from sonic_convert.quantization.report import write_sensitivity
@@ -190,7 +189,7 @@ def sensitivity(
         work = work or folder / "work"
         work.mkdir(parents=True, exist_ok=True)
         calibration, recordings = calibrate_bundle(
-            path, read_examples(examples or BUILT_IN), _recording(**options), work / "calibration.npz",
+            path, read_examples(examples), _recording(**options), work / "calibration.npz",
             plan.quantized, work, progress,
         )  # fmt: skip
         opened = open_bundle(path, check_digests=False)
@@ -209,16 +208,13 @@ def sensitivity(
 @click.command()
 @click.argument("reference", type=PATH)
 @click.argument("bundle", type=PATH)
-@click.option("--examples", type=PATH, help="Folder of portraits and speech [the built-in ones].")
-@click.option("--duration", type=float, help="Seconds of each recording to use [all].")
-@click.option("--resolution", type=int, help="Short side in pixels [the bundle's].")
-@click.option("--steps", type=int, help="Denoising steps [the bundle's].")
+@_clip_options
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @click.option("--record/--no-record", default=False, help="Note the result in BUNDLE's manifest [off].")
 def compare(
     reference: Path,
     bundle: Path,
-    examples: Path | None,
+    examples: Path,
     duration: float | None,
     resolution: int | None,
     steps: int | None,
@@ -228,12 +224,11 @@ def compare(
     """Hold the videos of BUNDLE against those of REFERENCE, from the same noise."""
     with user_errors():
         from sonic.bundle import find_bundle
-        from sonic_calibration.examples import BUILT_IN, read_examples
         from sonic_convert.quantization import comparison as stage
 
-        found, settings = find_bundle(bundle), stage.ClipSettings(duration, resolution, steps)
+        found, settings = find_bundle(bundle), ClipSettings(duration, resolution, steps)
         compared = stage.compare_bundles(
-            find_bundle(reference), found, read_examples(examples or BUILT_IN), settings, ConsoleProgress()
+            find_bundle(reference), found, read_examples(examples), settings, ConsoleProgress()
         )
         Console().print(stage.comparison_table(compared, f"{bundle} against {reference}"))
         if report_path is not None:

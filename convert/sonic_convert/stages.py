@@ -27,7 +27,7 @@ import onnxsim
 import torch
 
 from sonic.errors import InputError
-from sonic_calibration.stored_graph import read_tensor
+from sonic_calibration.stored_graph import read_tensor, tensor_bytes
 from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.compare import Difference, compare
@@ -142,7 +142,7 @@ def simplify(
         for value, spec in zip(model.graph.output, outputs, strict=True):
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, kind, spec.shape))
-        size = sum(_tensor_bytes(tensor) for tensor in model.graph.initializer)
+        size = sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
         onnx.save(
             model,
             str(target / GRAPH),
@@ -253,8 +253,3 @@ def peak_memory_bytes() -> int:
 
 def _node_count(path: Path) -> int:
     return len(onnx.load(str(path), load_external_data=False).graph.node)
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    return int(np.prod(tensor.dims, dtype=np.int64)) * width

@@ -53,19 +53,22 @@ def find_face(video: Video, bundle: str, name: str) -> Box:
         BundleError: there is no such bundle, or it cannot be run.
         InputError: no face was found.
     """
-    return largest_face(video[0], load_model(bundle), f"the first frame of {name}")
+    hint = "give --face-box x1,y1,x2,y2"
+    return largest_face(video[0], load_model(bundle), f"the first frame of {name}", hint)
 
 
-def largest_face(frame: NDArray[np.uint8], model: SonicModel, name: str) -> Box:
+def largest_face(
+    frame: NDArray[np.uint8], model: SonicModel, name: str, hint: str = "give another picture"
+) -> Box:
     """The largest face of a frame, (x1, y1, x2, y2) in pixels.
 
     Raises:
-        InputError: no face was found; `name` says where.
+        InputError: no face was found; `name` says where, `hint` what to do.
     """
     with model.engine.open("face_detector") as detector:
         faces = detect_faces(frame, detector.run, model.constants.face)
     if not faces:
-        raise InputError(f"no face was found in {name}; give another picture, or --face-box x1,y1,x2,y2")
+        raise InputError(f"no face was found in {name}; {hint}")
     return faces[0].box
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
+def with_options(command: Any, options: Sequence[Any]) -> Any:
+    """A command with click's options, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def engine_options(command: Any) -> Any:
     """The options of every command that runs the UNet."""
     memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
@@ -91,10 +98,7 @@ def generation_options(command: Any) -> Any:
                      help="Initial noise, .npy float32 (frames, 4, H/8, W/8)."),
         click.option("--dump", type=PATH, help="Folder for intermediate results (.npy)."),
     ]  # fmt: skip
-    command = engine_options(command)
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(engine_options(command), options)
 
 
 @main.command()

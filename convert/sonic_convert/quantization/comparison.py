@@ -13,27 +13,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.bundle import open_bundle
-from sonic.model import SonicModel, load_model
+from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
-from sonic_calibration.examples import Example
+from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
 from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import Box
 from sonic_calibration.quality_report import judge
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.video_face import largest_face, portrait_of_size
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """What is generated for a comparison; None for the example's own, or the bundle's."""
-
-    duration_seconds: float | None = None
-    resolution_pixels: int | None = None
-    steps: int | None = None
-
-
-WHOLE_CLIPS = ClipSettings()
 
 
 @dataclass(frozen=True)
@@ -101,6 +89,73 @@ class BundleComparison:
         }
 
 
+@dataclass(frozen=True)
+class ReferenceClip:
+    """A clip of the full-precision bundle, and where its face is."""
+
+    example: Example
+    video: Video
+    face_box: Box
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What other bundles are held against; of `generate_reference`."""
+
+    bundle: str
+    settings: ClipSettings
+    clips: tuple[ReferenceClip, ...]
+
+
+def generate_reference(
+    bundle: Path,
+    examples: Sequence[Example],
+    settings: ClipSettings = WHOLE_CLIPS,
+    progress: Progress | None = None,
+) -> Reference:
+    """Generate every example with the full-precision bundle.
+
+    Args:
+        bundle: the full-precision bundle.
+        examples: portraits and speech, at least one.
+        settings: of the clips.
+        progress: shows the clips.
+
+    Raises:
+        InputError: an example cannot be used, or its portrait shows no face.
+        BundleError: the bundle cannot be run.
+    """
+    model = load_model(bundle)
+    clips = []
+    with (progress or NoProgress()).stage(f"reference clips of {bundle.name}", len(examples)) as advance:
+        for example in examples:
+            video = generate_example(model, example, settings)
+            _, height, width, _ = video.shape
+            picture = portrait_of_size(example.image, width, height)
+            box = largest_face(picture, model, str(example.image))
+            clips.append(ReferenceClip(example, video, box))
+            advance()
+    return Reference(model.manifest.name, settings, tuple(clips))
+
+
+def compare_with(
+    reference: Reference, bundle: Path, progress: Progress | None = None
+) -> BundleComparison:
+    """Generate the reference's clips with another bundle, from the same noise.
+
+    Raises:
+        BundleError: the bundle cannot be run.
+    """
+    model = load_model(bundle)
+    clips = []
+    with (progress or NoProgress()).stage(f"comparing {bundle.name}", len(reference.clips)) as advance:
+        for clip in reference.clips:
+            video = generate_example(model, clip.example, reference.settings)
+            clips.append(_compare(clip.example.image.name, video, clip.video, clip.face_box))
+            advance()
+    return BundleComparison(reference.bundle, tuple(clips))
+
+
 def compare_bundles(
     reference: Path,
     bundle: Path,
@@ -108,43 +163,8 @@ def compare_bundles(
     settings: ClipSettings = WHOLE_CLIPS,
     progress: Progress | None = None,
 ) -> BundleComparison:
-    """Generate every example with both bundles, from the same noise.
-
-    Args:
-        reference: the full-precision bundle.
-        bundle: the other one.
-        examples: portraits and speech, at least one.
-        settings: of the clips.
-        progress: shows the clips.
-
-    Raises:
-        InputError: an example cannot be used, or its portrait shows no face.
-        BundleError: a bundle cannot be run.
-    """
-    exact, other = load_model(reference), load_model(bundle)
-    clips = []
-    with (progress or NoProgress()).stage(f"comparing {bundle.name}", 2 * len(examples)) as advance:
-        for example in examples:
-            expected = _generate(exact, example, settings)
-            advance()
-            found = _generate(other, example, settings)
-            advance()
-            _, height, width, _ = expected.shape
-            picture = portrait_of_size(example.image, width, height)
-            box = largest_face(picture, exact, str(example.image))
-            clips.append(_compare(example.image.name, found, expected, box))
-    return BundleComparison(exact.manifest.name, tuple(clips))
-
-
-def _generate(model: SonicModel, example: Example, settings: ClipSettings) -> Video:
-    return model.generate(
-        example.image,
-        example.audio,
-        duration=settings.duration_seconds,
-        min_resolution=settings.resolution_pixels,
-        inference_steps=settings.steps,
-        progress=NoProgress(),
-    )
+    """Generate every example with both bundles; see `generate_reference` and `compare_with`."""
+    return compare_with(generate_reference(reference, examples, settings, progress), bundle, progress)
 
 
 def _compare(name: str, video: Video, reference: Video, box: Box) -> ClipComparison:

@@ -13,7 +13,6 @@ from sonic_calibration.examples import BUILT_IN, read_examples
 from sonic_calibration.recordings import RecordingOptions
 from sonic_convert.bundle_writer import check_target
 from sonic_convert.conversion import convert
-from sonic_convert.quantization.comparison import ClipSettings
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
 from sonic_convert.quantization.search import Budget, search
 
@@ -83,13 +82,9 @@ def reduce_bundle(
                 source, examples, options.recording, work / "calibration.npz", submodels, work, progress
             )
             if options.budget is not None:
-                recording = options.recording
-                settings = ClipSettings(
-                    recording.duration_seconds, recording.resolution_pixels, recording.steps
-                )
                 quantization = search(
                     source, quantization, calibration, recordings, options.budget, examples[:_JUDGED],
-                    work / "search", settings, progress=progress,
+                    work / "search", options.recording.clip, progress=progress,
                 ).options  # fmt: skip
     return quantize_bundle(source, target, quantization, calibration, work / "graphs", progress)
 

@@ -124,7 +124,7 @@ class _Rewriter:
     def __init__(
         self,
         graph: StoredGraph,
-        writer: WeightWriter | WeightKeeper,
+        writer: WeightKeeper,
         precisions: Mapping[str, str],
         statistics: Mapping[str, TensorStatistics],
         options: QdqOptions,
@@ -330,25 +330,30 @@ class _Rewriter:
 
     def _range(self, tensor: str) -> Affine:
         if tensor not in self._ranges:
-            seen, options = self._seen(tensor), self._options
             factors = self._factors.get(tensor)
             if factors is None:
-                low, high = choose_range(seen, options.method)
+                self._ranges[tensor] = self._range_as_seen(tensor)
             else:
+                seen = self._seen(tensor)
                 low = min(float((seen.channel_minimum / factors).min()), 0.0)
                 high = max(float((seen.channel_maximum / factors).max()), 0.0)
-            self._ranges[tensor] = affine(low, high, options.signed, options.symmetric)
+                self._ranges[tensor] = affine(low, high, self._options.signed, self._options.symmetric)
         return self._ranges[tensor]
+
+    def _range_as_seen(self, tensor: str) -> Affine:
+        """Without smoothing."""
+        options = self._options
+        ends = choose_range(self._seen(tensor), options.method)
+        return affine(*ends, options.signed, options.symmetric)
 
     def _smooth(self, layers: list[Layer]) -> None:
         options = self._options
-        unsmoothed = _Plain(self)
         for group in find_groups(self._topology, layers):
             for tensor in group.tensors:
                 self._seen(tensor)
             found = smooth(
-                group, self._statistics, self._load, unsmoothed, options.signed, options.symmetric,
-                options.per_channel,
+                group, self._statistics, self._load, self._range_as_seen, options.signed,
+                options.symmetric, options.per_channel,
             )  # fmt: skip
             if found is None:
                 continue
@@ -381,14 +386,3 @@ class _Rewriter:
         if matrix.shape[0] != len(mean):  # a grouped convolution
             return
         self._corrections[bias] = (mean @ matrix).astype(np.float32)
-
-
-class _Plain:
-    """Ranges without smoothing."""
-
-    def __init__(self, rewriter: _Rewriter) -> None:
-        self._rewriter = rewriter
-
-    def __call__(self, tensor: str) -> Affine:
-        options, seen = self._rewriter._options, self._rewriter._seen(tensor)
-        return affine(*choose_range(seen, options.method), options.signed, options.symmetric)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sonic.work import Work
 from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors
 from sonic_calibration.examples import Example
 from sonic_calibration.layers import find_layers
+from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import RecordingOptions, Recordings, record
 from sonic_calibration.stored_graph import StoredGraph
 from sonic_convert import stages
@@ -34,8 +35,6 @@ from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.profiles import PROFILES, check_profile
 from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
 from sonic_convert.submodels import SUBMODELS, Submodel
-
-_NONE = Calibration({}, {}, "")
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,8 @@ def quantize_bundle(
     opened = open_bundle(source)
     _check_full_precision(opened)
     check_target(target)
-    wanting = [name for name in options.plan.quantized if name not in (calibration or _NONE).tensors]
+    known = {} if calibration is None else calibration.tensors
+    wanting = [name for name in options.plan.quantized if name not in known]
     if wanting:
         raise InputError(
             f"the precision {options.plan.name!r} rounds activations of '{wanting[0]}', of which the "
@@ -152,6 +152,7 @@ def quantize_bundle(
         )
     if calibration is not None:
         calibration.check_fits(opened.manifest, "the calibration")
+    seen = None if calibration is None else calibration.digest
     work = work or target.with_name(f"{target.name}.work")
     infos: dict[str, SubmodelInfo] = {}
     facts: dict[str, Any] = {}
@@ -159,7 +160,7 @@ def quantize_bundle(
         with progress.stage("quantizing", len(SUBMODELS)) as advance:
             for submodel in SUBMODELS:
                 graph, infos[submodel.name], facts[submodel.name] = _quantize_submodel(
-                    opened, submodel, options, calibration, work / submodel.name
+                    opened, submodel, options, known.get(submodel.name, {}), seen, work / submodel.name
                 )
                 files = copy_graph(graph, partial / submodel.name, partial)
                 infos[submodel.name] = replace(infos[submodel.name], files=files)
@@ -171,7 +172,7 @@ def quantize_bundle(
             "rules": {name: [list(rule) for rule in rules] for name, rules in options.plan.rules.items()},
             "profile": options.profile,
             "options": asdict(options.refined),
-            "calibration": None if calibration is None else calibration.digest,
+            "calibration": seen,
             "layers": facts,
             **options.notes,
         }
@@ -186,21 +187,23 @@ def _quantize_submodel(
     bundle: Bundle,
     submodel: Submodel,
     options: QuantizationOptions,
-    calibration: Calibration | None,
+    statistics: Mapping[str, TensorStatistics],
+    seen: str | None,
     work: Path,
 ) -> tuple[Path, SubmodelInfo, dict[str, Any]]:
-    """A submodel's graph in its new precision, its description and what was done."""
+    """A submodel's graph in its new precision, its description and what was done.
+
+    `statistics` are those of its tensors, `seen` is the calibration's digest.
+    """
     name, source = submodel.name, bundle.graph_path(submodel.name)
     info = bundle.manifest.submodels[name]
     layers = [layer.name for layer in find_layers(StoredGraph.open(source))]
     precisions = {layer: options.plan.of(name, layer) for layer in layers}
     if set(precisions.values()) <= {"fp32"}:
         return source, info, {}
-    seen = calibration is not None and options.plan.quantizes(name)
-    statistics = calibration.tensors.get(name, {}) if seen and calibration is not None else {}
     key = [
         graph_digest(bundle.manifest, name), json.dumps(precisions), json.dumps(asdict(options.refined)),
-        options.profile, calibration.digest if seen and calibration is not None else "",
+        options.profile, (seen or "") if options.plan.quantizes(name) else "",
         onnx.__version__, onnxruntime.__version__,
     ]  # fmt: skip
 

@@ -12,15 +12,16 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from sonic.bundle import open_bundle
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import Example
+from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example
 from sonic_calibration.recordings import Recordings
-from sonic_convert.quantization.comparison import WHOLE_CLIPS, ClipSettings, compare_bundles
+from sonic_convert.quantization.comparison import Reference, compare_with, generate_reference
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.quantize import QuantizationOptions, quantize_bundle
 from sonic_convert.quantization.sensitivity import Sensitivity, measure_sensitivity
@@ -103,25 +104,24 @@ def search(
         count = _units_of(found, math.floor(total * budget.layer_share))
     else:
         assert budget.psnr_db is not None
-        tried: dict[int, float] = {}
+        work.mkdir(parents=True, exist_ok=True)
+        reference = generate_reference(source, examples, settings, progress)
+        with tempfile.TemporaryDirectory(prefix="trial-", dir=work) as trials:
 
-        def psnr(units: int) -> float:
-            if units not in tried:
-                plan = _with_floats(options.plan, found[:units])
-                tried[units] = _measure(
-                    source, replace(options, plan=plan), calibration, examples, work, settings, progress
+            @cache
+            def psnr(units: int) -> float:
+                tried = replace(options, plan=_with_floats(options.plan, found[:units]))
+                return _measure(source, tried, calibration, reference, Path(trials), progress)
+
+            wanted = budget.psnr_db
+            fewest = _fewest(len(found), lambda units: psnr(units) >= wanted)
+            if fewest is None:
+                raise InputError(
+                    f"the budget of {budget.psnr_db:g} dB is not kept with every layer of "
+                    f"{', '.join(calibration.tensors)} in float32 ({psnr(len(found)):.1f} dB); lower it, or "
+                    "choose another precision for the other submodels"
                 )
-            return tried[units]
-
-        wanted = budget.psnr_db
-        fewest = _fewest(len(found), lambda units: psnr(units) >= wanted)
-        if fewest is None:
-            raise InputError(
-                f"the budget of {budget.psnr_db:g} dB is not kept with every layer of "
-                f"{', '.join(calibration.tensors)} in float32 ({psnr(len(found)):.1f} dB); lower it, or "
-                "choose another precision for the other submodels"
-            )
-        count, measured = fewest, psnr(fewest)
+            count, measured = fewest, psnr(fewest)
     plan = _with_floats(options.plan, found[:count])
     notes = {
         "budget": asdict(budget),
@@ -168,14 +168,11 @@ def _measure(
     source: Path,
     options: QuantizationOptions,
     calibration: Calibration,
-    examples: Sequence[Example],
-    work: Path,
-    settings: ClipSettings,
+    reference: Reference,
+    folder: Path,
     progress: Progress,
 ) -> float:
-    """The worst clip's PSNR of a bundle that is made for this and removed."""
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=work) as folder:
-        trial = Path(folder) / "trial"
-        quantize_bundle(source, trial, options, calibration, Path(folder) / "work")
-        return compare_bundles(source, trial, examples, settings, progress).worst_psnr_db
+    """The worst clip's PSNR of a bundle; the next trial finds those graphs that it does not change."""
+    trial = folder / "trial"
+    quantize_bundle(source, trial, options, calibration, folder / "graphs")
+    return compare_with(reference, trial, progress).worst_psnr_db

@@ -1,7 +1,7 @@
 """How much each layer's or block's rounding changes what a submodel makes.
 
     found = measure_sensitivity(bundle, "unet", recordings, calibration, plan, unit="layer")
-    plan = plan.with_exceptions("unet", most_sensitive(found, share=0.05), "fp32")
+    plan = plan.with_exceptions("unet", found[0].layers, "fp32")
 
 One unit at a time is rounded, all others stay in float32, and recorded calls run again.
 """
@@ -150,17 +150,6 @@ def denoising_weight(tags: Mapping[str, Any], constants: SamplerConstants) -> fl
     branches = tags.get("branches", range(len(guidance)))
     largest = max(abs(guidance[branch]) for branch in branches)
     return largest * sigma / float(np.sqrt(sigma**2 + 1))
-
-
-def most_sensitive(found: Sequence[Sensitivity], layers: int) -> dict[str, list[str]]:
-    """The layers of the most sensitive units, by submodel, up to a number of layers in all."""
-    chosen: dict[str, list[str]] = {}
-    left = layers
-    for one in sorted(found, key=lambda one: -one.error):
-        if len(one.layers) <= left:
-            chosen.setdefault(one.submodel, []).extend(one.layers)
-            left -= len(one.layers)
-    return chosen
 
 
 class _Finished:
