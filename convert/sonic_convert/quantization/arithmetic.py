@@ -66,11 +66,21 @@ def affine(low: float, high: float, signed: bool, symmetric: bool = False) -> Af
     return Affine(np.float32(scale), np.array(zero, dtype))
 
 
-def quantize_weight(weight: NDArray[np.float32], axis: int, per_channel: bool = True) -> IntegerWeight:
-    """Symmetric eight-bit integers, with a scale for every output or one for all."""
+def quantize_weight(
+    weight: NDArray[np.float32],
+    axis: int,
+    per_channel: bool = True,
+    smallest_scales: NDArray[np.float32] | None = None,
+) -> IntegerWeight:
+    """Symmetric eight-bit integers, with a scale for every output or one for all.
+
+    `smallest_scales`, (outputs,), are a floor under the scales.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis) if per_channel else None
-    largest = np.maximum(np.abs(weight).max(axis=others), _SMALLEST)
-    scales = (largest / 127).astype(np.float32)
+    scales = (np.maximum(np.abs(weight).max(axis=others), _SMALLEST) / 127).astype(np.float32)
+    if smallest_scales is not None:
+        floor = smallest_scales if per_channel else smallest_scales.max()
+        scales = np.maximum(scales, floor).astype(np.float32)
     values = np.rint(weight / _along(scales, axis, weight.ndim))
     return IntegerWeight(np.clip(values, -127, 127).astype(np.int8), scales, axis)
 

@@ -73,6 +73,7 @@ class QdqOptions:
 
 DEFAULTS = QdqOptions()
 _HALF_LIMIT = float(np.finfo(np.float16).max)
+_BIAS_LIMIT = 2.0**30  # of an int32, with as much left for the sum of the products
 _MARGIN = 4  # other clips may have larger values than those of the calibration
 
 
@@ -224,12 +225,10 @@ class _Rewriter:
         nodes.append(self._from_integers(use.activation, changed.input[0]))
         if layer.bias is not None:
             scales = np.asarray(weight.scales * affine.scale, np.float32)
-            integers = np.clip(np.rint(self._load(layer.bias) / scales), -(2**31), 2**31 - 1)
-            bias = IntegerWeight(integers.astype(np.int32), scales, 0)  # type: ignore[arg-type]
+            integers = np.rint(self._load(layer.bias) / scales).astype(np.int32)
+            bias = IntegerWeight(integers, scales, 0)  # type: ignore[arg-type]
             changed.input[2] = f"{use.node}/bias"
-            nodes.append(
-                self._dequantize(f"{use.node}/bias.int32", integers.astype(np.int32), bias, changed.input[2])
-            )
+            nodes.append(self._dequantize(f"{use.node}/bias.int32", integers, bias, changed.input[2]))
         nodes.append(changed)
         if layer.operator == "Conv":
             raw = changed.output[0] = f"{use.node}/result"
@@ -318,7 +317,17 @@ class _Rewriter:
         return array.astype(np.float32) if array.dtype == np.float64 else array
 
     def _weight(self, layer: Layer) -> IntegerWeight:
-        return quantize_weight(self._load(layer.weight), layer.output_axis, self._options.per_channel)
+        """A layer's weight in eight bits.
+
+        The bias counts in steps of the weight's times the activation's scale. Where both are tiny, for an
+        output with hardly a weight, the weight's is enlarged until the bias fits into 32 bits.
+        """
+        smallest = None
+        if layer.bias is not None and self._precision[layer.name] == "int8":
+            step = min(float(self._range(use.activation).scale) for use in layer.uses)
+            smallest = np.abs(self._load(layer.bias)) / (step * _BIAS_LIMIT)
+        per_channel = self._options.per_channel
+        return quantize_weight(self._load(layer.weight), layer.output_axis, per_channel, smallest)
 
     def _seen(self, tensor: str) -> TensorStatistics:
         if tensor not in self._statistics:
@@ -372,7 +381,8 @@ class _Rewriter:
         """
         biases = {layer.bias or self._topology.added_bias(use.output) for use in layer.uses}
         bias = biases.pop()
-        if biases or bias is None:
+        # A bias that other layers read, too, can't make up for the errors of all of them.
+        if biases or bias is None or len(self._topology.consumers[bias]) != len(layer.uses):
             return
         exact = self._load(layer.weight)
         wrong = exact - self._weight(layer).floats

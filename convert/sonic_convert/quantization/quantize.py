@@ -143,6 +143,8 @@ def quantize_bundle(
     opened = open_bundle(source)
     _check_full_precision(opened)
     check_target(target)
+    if target.resolve() == source.resolve():
+        raise InputError(f"{target} is the bundle to quantize; choose another name, so that nothing is lost")
     known = {} if calibration is None else calibration.tensors
     wanting = [name for name in options.plan.quantized if name not in known]
     if wanting:
@@ -224,9 +226,9 @@ def _quantize_submodel(
 
 
 def _check_full_precision(bundle: Bundle) -> None:
-    plan = bundle.manifest.quantization.get("plan")
-    if plan is not None:
+    quantization = bundle.manifest.quantization
+    if any(quantization.get("layers", {}).values()):
         raise InputError(
-            f"{bundle.directory} is of the precision {plan} already; give the full-precision bundle that it "
-            "was made from"
+            f"{bundle.directory} is of the precision {quantization['plan']} already; give the full-precision "
+            "bundle that it was made from"
         )

@@ -55,12 +55,16 @@ def find_groups(topology: Topology, layers: Sequence[Layer]) -> list[Group]:
     groups = []
     for members in _components([layer for layer in layers if layer.operator in ("MatMul", "Gemm")]):
         nodes = {use.node for layer in members for use in layer.uses}
+        weights = {layer.weight for layer in members}
+        shared = len(weights) < len(members) or any(
+            node.name not in nodes for weight in weights for node in topology.consumers[weight]
+        )
         tensors = tuple(dict.fromkeys(use.activation for layer in members for use in layer.uses))
         read_elsewhere = any(
             tensor in topology.outputs or any(node.name not in nodes for node in topology.consumers[tensor])
             for tensor in tensors
         )
-        found = [None if read_elsewhere else _sources(topology, tensor) for tensor in tensors]
+        found = [None if shared or read_elsewhere else _sources(topology, tensor) for tensor in tensors]
         sources: set[tuple[str, int]] = set()
         visited: set[str] = set()
         for one in found:

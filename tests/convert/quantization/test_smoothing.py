@@ -222,7 +222,6 @@ def test_all_groups_of_the_unet_can_be_scaled(bundle: Bundle, recordings: Record
     assert relative_l2(found, sample.arrays("out")["prediction"]) < 1e-4
 
 
-@pytest.mark.xfail(strict=True, reason="a weight of two operators is multiplied once for each of them")
 @pytest.mark.parametrize("second", ["normed", "x"])
 def test_a_weight_of_two_operators_is_scaled_once_or_not(by_hand, relative_l2, second: str) -> None:
     nodes = [*LINEAR, make_node("Gemm", [second, "linear.weight"], ["z"], "second")]
