@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sonic.audio import load_sound
+from sonic.audio import TOLERANT, load_sound
 from sonic.errors import InputError, SonicError
 from sonic.spool import ArraySpool
 from sonic.video import Video
@@ -65,7 +65,7 @@ def _decode(
 ) -> tuple[ArraySpool, float, bool]:
     # As in sonic.audio: neither an address nor a play list may lead to other files.
     options = {"format_whitelist": _CONTAINERS}
-    with av.open(f"file:{path}", options=options, metadata_errors="ignore") as container:
+    with av.open(f"file:{path}", options=options, **TOLERANT) as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no pictures; give a {_FORMATS} file")
         stream = container.streams.video[0]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,6 +26,8 @@ RATE_LIMITS_HZ = (4_000, 768_000)
 #: More packets than this share that cannot be decoded make a file damaged. A few are normal: junk
 #: after the last MP3 frame, for example.
 DAMAGED_PACKETS_LIMIT = 0.1
+#: For `av.open`: tags that are no valid text are no error. From version 19 on they never are.
+TOLERANT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 _FULL_SCALE = 32_768
 _FORMATS = "WAV, MP3, FLAC, M4A or OGG"
 _CONTAINERS = (
@@ -113,7 +116,7 @@ def _decode(path: Path, maximum_seconds: float | None) -> Sound:
     # FFmpeg would read "a:b" as a protocol, and a play list could name other files: "file:" and
     # the list of formats keep it to this one file. Tags in old encodings must not stop it.
     options = {"format_whitelist": _CONTAINERS}
-    with av.open(f"file:{path}", options=options, metadata_errors="ignore") as container:
+    with av.open(f"file:{path}", options=options, **TOLERANT) as container:
         if not container.streams.audio:
             raise InputError(f"{path} holds no sound; give a {_FORMATS} file")
         frames = _frames(container, path)
