@@ -1,0 +1,90 @@
+"""An emulated aarch64 machine, made once or reused, and what runs on it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from sonic.errors import InputError
+from sonic.progress import ConsoleProgress
+from sonic_convert.debian_packages import find_mirror, host_architecture
+from sonic_convert.sysroot import Sysroot, default_cache, emulated, make_sysroot
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+RUN_SECONDS = 900  # far more than any needs, so that one that hangs ends
+
+
+@pytest.fixture(scope="session")
+def sysroot() -> Sysroot:
+    """The test bed; these tests are skipped where there are no packages of Debian to make it of."""
+    try:
+        host_architecture()
+        find_mirror()
+    except InputError as error:
+        pytest.skip(f"no aarch64 test bed: {error}")
+    return make_sysroot(default_cache(), ConsoleProgress())
+
+
+@pytest.fixture(scope="session")
+def cross_compile(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a C++17 source of this folder for aarch64, with further arguments; gives the program."""
+    folder = tmp_path_factory.mktemp("compiled")
+
+    def compile_source(name: str, *arguments: str) -> Path:
+        program = folder / Path(name).stem
+        flags = ["-std=c++17", "-O2", "-Wall", "-Werror"]
+        command = [*sysroot.compiler, *flags, str(HERE / name), "-o", str(program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return program
+
+    return compile_source
+
+
+@pytest.fixture(scope="session")
+def count_instructions(
+    sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., int]:
+    """Runs an aarch64 program with its arguments, and gives the number of instructions that it executed.
+
+    To count those of a function alone, take the difference of runs that call it once and more often; threads
+    of a pool that happen to start or wait differently make some thousands of difference.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler is on PATH, which the plugin that counts instructions needs")
+    plugin = tmp_path_factory.mktemp("plugin") / "count_instructions.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Werror", str(HERE / "count_instructions.c"), "-o",
+         str(plugin)], check=True,
+    )  # fmt: skip
+
+    def count(arguments: Sequence[str | Path], cpu: str = "neoverse-n1") -> int:
+        command = emulated(sysroot, arguments, cpu, threads=1, plugin=plugin)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS)
+        assert done.returncode == 0, done.stderr
+        match = re.search(r"^instructions: (\d+)$", done.stderr, re.MULTILINE)
+        assert match is not None, done.stderr
+        return int(match[1])
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def run_python(sysroot: Sysroot) -> Callable[..., str]:
+    """Runs the emulated Python, which knows the runtime, with arguments; gives its standard output."""
+
+    def run(*arguments: str | Path, cpu: str = "neoverse-n1", threads: int | None = None) -> str:
+        environment = {"PYTHONPATH": str(ROOT / "runtime")}
+        command = emulated(sysroot, [sysroot.python, *arguments], cpu, threads, environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

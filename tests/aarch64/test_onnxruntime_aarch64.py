@@ -1,0 +1,116 @@
+"""The runtime with ONNX Runtime on emulated ARM processors gives the videos that it gives elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sonic
+from sonic.options import GenerationOptions
+from sonic_calibration.picture_quality import compare_videos
+from sonic_convert.checkpoint import EMBEDDED, Checkpoint
+from sonic_convert.reference import TorchReference
+
+pytestmark = pytest.mark.aarch64
+
+MINIMUM_PSNR_DB = 45.0
+PORTRAIT = EMBEDDED / "portrait.png"
+# Short and small: emulated, a model takes over a hundred times longer; and the UNet always takes 25 frames.
+CLIP = GenerationOptions(duration_seconds=0.24, steps=2, resolution_pixels=128)  # 3 frames
+SHORTER_CLIP = GenerationOptions(duration_seconds=0.16, steps=1, resolution_pixels=64)  # 2 frames
+
+
+@pytest.fixture(scope="session")
+def tiny() -> sonic.SonicModel:
+    return sonic.load_model("sonic-tiny")
+
+
+@pytest.fixture(scope="session")
+def shorter_clip(tiny: sonic.SonicModel, short_wav: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of intermediate results as this machine computes them."""
+    return generate_here(tiny, short_wav, SHORTER_CLIP, tmp_path_factory.mktemp("here"))
+
+
+def generate_here(tiny: sonic.SonicModel, audio: Path, options: GenerationOptions, folder: Path) -> Path:
+    tiny.generate(
+        PORTRAIT, audio, duration=options.duration_seconds, min_resolution=options.resolution_pixels,
+        inference_steps=options.steps, dump=folder,
+    )  # fmt: skip
+    return folder
+
+
+def generate_emulated(
+    run_python: Callable[..., str],
+    audio: Path,
+    options: GenerationOptions,
+    folder: Path,
+    cpu: str,
+    threads: int,
+    *more: str,
+) -> Path:
+    """Intermediate results of the command line on an emulated processor; the video must be written too."""
+    dump, video = folder / "dump", folder / "video.mp4"
+    written = run_python(
+        "-m", "sonic", "generate", "--bundle", "sonic-tiny", "--image", PORTRAIT, "--audio", audio,
+        "--output", video, "--dump", dump, "--duration", options.duration_seconds,
+        "--resolution", options.resolution_pixels, "--steps", options.steps, "--threads", threads, *more,
+        cpu=cpu,
+    )  # fmt: skip
+    assert str(video) in written and video.stat().st_size > 1000
+    return dump
+
+
+def difference(dump: Path, expected: Path, name: str) -> float:
+    """Relative L2 of one result."""
+    found, wanted = np.load(dump / f"{name}.npy"), np.load(expected / f"{name}.npy")
+    assert found.shape == wanted.shape
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def psnr_db(dump: Path, frames: np.ndarray) -> float:
+    return compare_videos(np.load(dump / "frames.npy"), frames).psnr_db
+
+
+def test_equals_pytorch(
+    tiny: sonic.SonicModel, run_python: Callable[..., str], short_wav: Path, tmp_path: Path
+) -> None:
+    dump = generate_emulated(run_python, short_wav, CLIP, tmp_path, "neoverse-n1", 2)
+    reference = TorchReference(Checkpoint.open("sonic-tiny")).generate(PORTRAIT, short_wav, CLIP)
+    assert reference.frames.shape == (3, 128, 128, 3)
+    assert psnr_db(dump, reference.frames) >= MINIMUM_PSNR_DB
+    latents = np.load(dump / "latents.npy")
+    assert np.linalg.norm(latents - reference.latents) <= 1e-3 * np.linalg.norm(reference.latents)
+    here = generate_here(tiny, short_wav, CLIP, tmp_path / "here")
+    assert psnr_db(dump, np.load(here / "frames.npy")) >= MINIMUM_PSNR_DB
+    for name in ("audio_tokens", "uncond_tokens", "buckets"):
+        assert difference(dump, here, name) <= 1e-5
+    assert difference(dump, here, "latents") <= 1e-4
+
+
+# cortex-a53 has neither dot products nor half precision; more threads than processors must do no harm.
+@pytest.mark.parametrize(("cpu", "threads"), [("neoverse-n1", 1), ("neoverse-n1", 8), ("cortex-a53", 2)])
+def test_every_processor_and_number_of_threads_gives_the_same(
+    run_python: Callable[..., str],
+    short_wav: Path,
+    shorter_clip: Path,
+    tmp_path: Path,
+    cpu: str,
+    threads: int,
+) -> None:
+    dump = generate_emulated(run_python, short_wav, SHORTER_CLIP, tmp_path, cpu, threads)
+    assert psnr_db(dump, np.load(shorter_clip / "frames.npy")) >= MINIMUM_PSNR_DB
+    assert difference(dump, shorter_clip, "latents") <= 1e-4
+
+
+def test_products_in_bfloat16(
+    run_python: Callable[..., str], short_wav: Path, shorter_clip: Path, tmp_path: Path
+) -> None:
+    """They run, are less exact than float32, and exact enough."""
+    # Vectors of SVE take some fifteen times longer to emulate than those of NEON.
+    cpu = "neoverse-v1,sve=off"
+    dump = generate_emulated(run_python, short_wav, SHORTER_CLIP, tmp_path, cpu, 2, "--bfloat16")
+    assert psnr_db(dump, np.load(shorter_clip / "frames.npy")) >= MINIMUM_PSNR_DB
+    assert 1e-4 < difference(dump, shorter_clip, "latents") <= 1e-2
