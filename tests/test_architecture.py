@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "runtime/sonic": {"sonic", "av", "click", "numpy", "onnxruntime", "PIL", "rich", "soxr"},
+    "runtime/sonic": {"sonic", "av", "click", "numpy", "onnxruntime", "PIL", "rich", "soxr",
+                      "tvm_ffi"},  # only where a compiled bundle is opened
     "calibration/sonic_calibration": {
         "sonic_calibration", "sonic", "av", "numpy", "onnx", "onnxruntime", "PIL", "rich", "scipy", "skimage",
     },
     "convert/sonic_convert": {
         "sonic_convert", "sonic_calibration", "sonic", "av", "click", "diffusers", "numpy", "onnx",
         "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "PIL", "rich", "safetensors", "scipy", "skimage",
-        "torch", "transformers",
+        "torch", "transformers", "tvm", "tvm_ffi",
         "matplotlib", "openvino",  # of the extra that 'make bench' installs
     },
 }
@@ -78,7 +79,7 @@ print(sonic.load_model("sonic-tiny").manifest.name)
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=clean)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[] 18", "[]", "sonic-tiny"]
-    done = subprocess.run(
-        [str(environment / "bin/sonic"), "info", str(small.bundle)], capture_output=True, text=True, env=clean
-    )
-    assert done.returncode == 0 and "unet" in done.stdout
+    for command in ("info", "verify"):
+        arguments = [str(environment / "bin/sonic"), command, str(small.bundle)]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=clean)
+        assert done.returncode == 0 and "unet" in done.stdout, done.stdout + done.stderr

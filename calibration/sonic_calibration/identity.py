@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import spline_filter1d
 from skimage.metrics import structural_similarity
 
+from sonic.compare import psnr_db
 from sonic.errors import InputError
 from sonic_calibration.picture_quality import (
     SIMILARITY_WINDOW_PIXELS,
@@ -20,7 +21,6 @@ from sonic_calibration.picture_quality import (
     check_frame,
     luma_of,
     mouth_region,
-    psnr_db,
 )
 
 #: Head motion up to this many pixels is removed.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import laplace, prewitt
 from skimage.metrics import structural_similarity
 
+from sonic.compare import psnr_db
 from sonic.errors import InputError
 from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic.spool import ArraySpool
@@ -24,7 +25,6 @@ Box = tuple[float, float, float, float]
 Frame = NDArray[np.uint8]
 VideoFrames = NDArray[np.uint8] | ArraySpool | Video
 
-PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, so that means and JSON stay finite
 #: The mouth's box grows by this share of its size on each side before it is left out.
 MOUTH_GROWTH = 0.1
 #: Luma levels; what changes less is not seen, and ratios of such changes would say nothing.
@@ -349,13 +349,6 @@ def _halved(luma: NDArray[np.float32]) -> NDArray[np.float32]:
 def _gradient_magnitude(luma: NDArray[np.float32]) -> NDArray[np.float32]:
     down, right = (prewitt(luma, axis=axis, mode="nearest") for axis in (0, 1))
     return np.hypot(down, right) * np.float32(1 / 3)
-
-
-def psnr_db(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio of 8-bit values; equal pictures give `PSNR_OF_EQUAL_DB`."""
-    if mean_squared_error <= 0:
-        return PSNR_OF_EQUAL_DB
-    return min(PSNR_OF_EQUAL_DB, float(10 * np.log10(255.0**2 / mean_squared_error)))
 
 
 def _check_count(frames: int) -> None:

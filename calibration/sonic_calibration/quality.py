@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from sonic.audio import Sound, mono_samples
+from sonic.compare import PSNR_OF_EQUAL_DB, psnr_db
 from sonic.errors import InputError
 from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic_calibration.identity import Identity, identity
 from sonic_calibration.picture_quality import (
-    PSNR_OF_EQUAL_DB,
     Box,
     Flicker,
     Sharpness,
@@ -32,7 +32,6 @@ from sonic_calibration.picture_quality import (
     flicker,
     gradient_distance,
     luma_of,
-    psnr_db,
     sharpness,
 )
 

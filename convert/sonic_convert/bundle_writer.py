@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,13 @@ def copy_graph(graph: Path, folder: Path, bundle: Path) -> tuple[FileInfo, ...]:
             shutil.copyfile(path, folder / path.name)
             files.append(file_info(folder / path.name, bundle))
     return tuple(files)
+
+
+def copy_files(files: Iterable[FileInfo], source: Path, bundle: Path) -> None:
+    """Copy files whose paths are relative to the folder `source` to the same paths of the bundle."""
+    for file in files:
+        (bundle / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file.path, bundle / file.path)
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:

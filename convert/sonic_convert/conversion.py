@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: every stage of every submodel, then the manifest."""
+"""From a checkpoint to a bundle: every stage of every submodel, golden vectors, then the manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,20 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 import sonic_convert
-from sonic.bundle import file_info, sha256_of
+from sonic.bundle import Bundle, file_info, sha256_of
 from sonic.constants import AudioConstants
 from sonic.errors import OutputError
 from sonic.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
 from sonic.progress import NoProgress, Progress
 from sonic.work import Work
 from sonic_convert import stages
-from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.checkpoint import Checkpoint
+from sonic_convert.golden import FOLDER, make_golden
 from sonic_convert.stages import StageResult
 from sonic_convert.submodels import SUBMODELS, Submodel, measure
+
+_MEL_FILTERS = "mel_filters.npy"
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,11 @@ def convert(
     with progress.stage("export, simplify, fuse, check, weigh", len(SUBMODELS) * 5) as advance:
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
+    finished = _work_bundle(checkpoint, work, sources, results, name or bundle_path.name)
+    made_from = [result["fuse"].digest for result in results.values()]
+    golden = make_golden(checkpoint, finished, work / FOLDER, made_from, progress)
     with progress.stage("bundle", 1) as advance:
-        manifest = _write_bundle(
-            checkpoint, bundle_path, work, sources, results, name or bundle_path.name
-        )
+        manifest = _write_bundle(finished, replace(finished.manifest, verification=golden), bundle_path)
         advance()
     return Conversion(manifest, results)
 
@@ -134,54 +138,46 @@ def mel_filters(constants: AudioConstants) -> np.ndarray:
     return np.asarray(filters, np.float32)
 
 
-def _write_bundle(
+def _work_bundle(
     checkpoint: Checkpoint,
-    bundle_path: Path,
     work: Path,
     sources: dict[Path, FileInfo],
     results: dict[str, dict[str, StageResult]],
     name: str,
-) -> Manifest:
-    with new_bundle(bundle_path) as partial:
-        submodels = {
-            submodel.name: _add_submodel(
-                submodel, work / submodel.name / "fused", partial, results[submodel.name]
-            )
+) -> Bundle:
+    """The finished graphs where the stages left them, as a bundle that runs there, without digests."""
+    np.save(work / _MEL_FILTERS, mel_filters(checkpoint.constants.audio))
+    manifest = Manifest(
+        name=name,
+        engine="onnxruntime",
+        license=checkpoint.license,
+        producer={
+            "sonic-convert": sonic_convert.__version__,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "onnxsim": onnxsim.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        sources=tuple(sources.values()),
+        submodels={
+            submodel.name: _submodel_info(submodel, work, results[submodel.name])
             for submodel in SUBMODELS
-        }
-        np.save(partial / "mel_filters.npy", mel_filters(checkpoint.constants.audio))
-        manifest = Manifest(
-            name=name,
-            engine="onnxruntime",
-            license=checkpoint.license,
-            producer={
-                "sonic-convert": sonic_convert.__version__,
-                "torch": str(torch.__version__),
-                "onnx": onnx.__version__,
-                "onnxsim": onnxsim.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
-            sources=tuple(sources.values()),
-            submodels=submodels,
-            assets={"mel_filters": file_info(partial / "mel_filters.npy", partial)},
-            constants=checkpoint.constants,
-            parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
-        )
-        write_manifest(partial, manifest)
-    return manifest
+        },
+        assets={"mel_filters": file_info(work / _MEL_FILTERS, work)},
+        constants=checkpoint.constants,
+        parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
+    )
+    return Bundle(work, manifest)
 
 
-def _add_submodel(
-    submodel: Submodel, fused: Path, bundle: Path, results: dict[str, StageResult]
-) -> SubmodelInfo:
-    """Put a submodel's files into its own folder of the bundle and describe them."""
-    files = copy_graph(fused / stages.GRAPH, bundle / submodel.name, bundle)
-    graph = onnx.load(str(fused / stages.GRAPH), load_external_data=False)
+def _submodel_info(submodel: Submodel, work: Path, results: dict[str, StageResult]) -> SubmodelInfo:
+    path = work / submodel.name / "fused" / stages.GRAPH
+    graph = onnx.load(str(path), load_external_data=False)
     return SubmodelInfo(
         name=submodel.name,
         precision="fp32",
         opset=next(item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")),
-        files=files,
+        files=(FileInfo(path.relative_to(work).as_posix(), path.stat().st_size, ""),),
         inputs=tuple(map(_tensor_info, graph.graph.input)),
         outputs=tuple(map(_tensor_info, graph.graph.output)),
         work=Work(
@@ -190,6 +186,22 @@ def _add_submodel(
             results["weigh"].facts["weight_bytes"],
         ),
     )
+
+
+def _write_bundle(finished: Bundle, manifest: Manifest, bundle_path: Path) -> Manifest:
+    """Copy every file to its place in the bundle, a folder for each submodel, and write the manifest."""
+    work = finished.directory
+    with new_bundle(bundle_path) as partial:
+        submodels = {
+            name: replace(info, files=copy_graph(finished.graph_path(name), partial / name, partial))
+            for name, info in manifest.submodels.items()
+        }
+        copy_files(manifest.assets.values(), work, partial)
+        if manifest.verification is not None:
+            copy_files(manifest.verification.files, work / FOLDER, partial)
+        manifest = replace(manifest, submodels=submodels)
+        write_manifest(partial, manifest)
+    return manifest
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -268,6 +268,9 @@ def _print_conversion(conversion: Any, bundle: Path) -> None:
             f"{sum(r.seconds for r in results.values()):.1f}",
             f"{max(r.peak_bytes for r in results.values()) / 1e9:.2f}",
         )
+    golden = conversion.manifest.verification
+    size = sum(file.bytes for file in golden.files)
+    table.caption = f"golden vectors {size / 1e6:.1f} MB; their clip has a PSNR of {golden.clip.psnr_db:g} dB"
     Console().print(table)
 
 

@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sonic.compare import Difference, compare
 from sonic.engine import Call
 from sonic.errors import InputError
+from sonic.face import Face, detect_faces
 from sonic.model import SonicModel, load_model
 from sonic.noise import load_noise
 from sonic.options import GenerationOptions
@@ -28,7 +30,6 @@ from sonic_calibration.picture_quality import VideoDifference, compare_videos
 from sonic_calibration.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.compare import Difference, compare
 from sonic_convert.reference import ReferenceResult, TorchReference
 from sonic_convert.submodels import SUBMODELS
 
@@ -122,8 +123,12 @@ def measure_parity(
         initial = None if noise is None else load_noise(noise)
         reference = TorchReference(checkpoint)
         with model.engine.open("face_detector") as detector:
-            result = reference.generate(image, audio, options, initial, progress, detector.run)
-            portrait = reference.portrait(image, options.resolved(checkpoint.constants), detector.run)
+
+            def detect(picture: Image.Image) -> list[Face]:
+                return detect_faces(np.asarray(picture), detector.run, checkpoint.constants.face)
+
+            result = reference.generate(image, audio, options, initial, progress, detect)
+            portrait = reference.portrait(image, options.resolved(checkpoint.constants), detect)
         rows = [
             *_compare_submodels(reference, recorder, torch.from_numpy(portrait.face_mask), progress),
             *_compare_results(dump, result),
@@ -246,13 +251,22 @@ def _compare_submodels(
 
 
 def _compare_call(module: Any, call: Call, face_mask: Tensor) -> Difference:
-    inputs = {name: torch.from_numpy(array) for name, array in call.inputs.items()}
-    if "mask_0" in inputs:
-        expected = module(*published_unet_inputs(inputs, face_mask))
-    else:
-        expected = module(*inputs.values())
     (output,) = call.outputs.values()
-    return compare(output, expected.numpy())
+    return compare(output, published_output(module, call.inputs, face_mask))
+
+
+def published_output(module: Any, inputs: Mapping[str, np.ndarray], face_mask: Tensor) -> np.ndarray:
+    """What a submodel with its published forward makes of the exported one's inputs.
+
+    Args:
+        module: of :meth:`sonic_convert.reference.TorchReference.network`.
+        inputs: by name, in the order of the table.
+        face_mask: (1, 1, H, W) float32, which the published UNet takes in place of the levels' masks.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    if "mask_0" in tensors:
+        return module(*published_unet_inputs(tensors, face_mask)).numpy()
+    return module(*tensors.values()).numpy()
 
 
 def published_unet_inputs(inputs: Mapping[str, Tensor], face_mask: Tensor) -> tuple[Tensor, ...]:

@@ -30,8 +30,8 @@ from sonic.progress import NoProgress, Progress
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.submodels import SUBMODELS
 
-Detector = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""A face detector's `run`, as :func:`sonic.face.detect_faces` calls it."""
+Detector = Callable[[Image.Image], list[Face]]
+"""Finds the faces of a picture, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,19 @@ class ReferenceResult:
 
 
 class TorchReference:
-    """Runs a checkpoint in PyTorch, float32, one network in memory at a time."""
+    """Runs a checkpoint in PyTorch, float32, one network in memory at a time.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        checkpoint: the weights.
+        loaded: called with every network's name and module when it is in memory, before it is used.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, loaded: Callable[[str, nn.Module], None] | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.constants = checkpoint.constants
+        self._loaded = loaded
 
     @contextmanager
     def network(self, name: str) -> Iterator[nn.Module]:
@@ -70,6 +78,8 @@ class TorchReference:
         submodel = next(submodel for submodel in SUBMODELS if submodel.name == name)
         module = (submodel.published or submodel.build)(self.checkpoint)
         try:
+            if self._loaded is not None:
+                self._loaded(name, module)
             yield module
         finally:
             del module
@@ -142,13 +152,12 @@ class TorchReference:
                     arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
                     return {"predictions": network(*arrays).numpy()}
 
-                return self.portrait(image, options, run)
+                def detect(picture: Image.Image) -> list[Face]:
+                    return detect_faces(np.asarray(picture), run, self.constants.face)
 
-        def detect(picture: Image.Image) -> list[Face]:
-            return detect_faces(np.asarray(picture), detector, self.constants.face)
-
+                return self.portrait(image, options, detect)
         return frame_portrait(
-            load_portrait(image), str(image), detect, options, self.constants.portrait
+            load_portrait(image), str(image), detector, options, self.constants.portrait
         )
 
     def _speech(self, sound: Sound, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,11 +26,11 @@ import onnxscript
 import onnxsim
 import torch
 
+from sonic.compare import Difference, compare
 from sonic.errors import InputError
 from sonic_calibration.stored_graph import read_tensor, tensor_bytes
 from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.compare import Difference, compare
 from sonic_convert.submodels import Submodel, TensorSpec, measure
 from sonic_convert.work import Named, count_flop, measure_memory
 

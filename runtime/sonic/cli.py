@@ -217,6 +217,26 @@ def estimate(
 
 @main.command()
 @click.argument("bundle")
+@click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+def verify(bundle: str, threads: int | None, report_path: Path | None) -> None:
+    """Hold BUNDLE, as this machine runs it, against PyTorch; exits with 1 beyond its tolerances.
+
+    The bundle carries inputs and a short clip with what PyTorch made of them; PyTorch is not needed.
+    """
+    with user_errors():
+        from sonic.verification import verification_table, verify_bundle, write_verification
+
+        found = verify_bundle(sonic.load_model(bundle, threads=threads), ConsoleProgress())
+        Console().print(verification_table(found))
+        if report_path is not None:
+            write_verification(report_path, found)
+    if not found.passed:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("bundle")
 def info(bundle: str) -> None:
     """Print what a bundle holds: its manifest as a table."""
     with user_errors():

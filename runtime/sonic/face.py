@@ -31,6 +31,11 @@ class Face:
     score: float
     landmarks: np.ndarray
 
+    @classmethod
+    def at(cls, box: tuple[float, float, float, float]) -> Face:
+        """A face whose place is known: nothing is detected, and its landmarks are not numbers."""
+        return cls(box, 1.0, np.full((5, 2), np.nan))
+
 
 def detect_faces(
     image_rgb: np.ndarray,

@@ -51,6 +51,7 @@ class ClipRequest:
         options: resolved.
         noise: a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
         dump: a folder for intermediate results, or None.
+        face_box: x1, y1, x2, y2 in the portrait's pixels, in place of what the detector finds.
     """
 
     image: PathLike
@@ -58,6 +59,7 @@ class ClipRequest:
     options: GenerationOptions
     noise: PathLike | np.ndarray | None = None
     dump: PathLike | None = None
+    face_box: tuple[float, float, float, float] | None = None
 
 
 class Generation:
@@ -173,13 +175,19 @@ class Generation:
         return Video(spool, frame_rate_hz=constants.frame_rate_hz, sound=sound)
 
     def _prepare_portrait(self, picture: Image.Image) -> Portrait:
-        constants = self._constants
+        constants, request = self._constants, self._request
+        name, options = str(request.image), request.options
+        if request.face_box is not None:
+            known = [Face.at(request.face_box)]
+            return frame_portrait(
+                # In a crop of the picture the box has moved, which `frame_portrait` knows better.
+                picture, name, lambda image: known if image is picture else [], options, constants.portrait
+            )  # fmt: skip
         with self._engine.open("face_detector") as detector:
 
             def detect(image: Image.Image) -> list[Face]:
                 return detect_faces(np.asarray(image), detector.run, constants.face)
 
-            name, options = str(self._request.image), self._request.options
             return frame_portrait(picture, name, detect, options, constants.portrait)
 
     def _check_memory(self) -> None:

@@ -18,6 +18,7 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
     facts.add_row("license of the weights", manifest.license)
     facts.add_row("made by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items()))
     facts.add_row("size", _megabytes(sum(file.bytes for file in manifest.files)))
+    facts.add_row("golden vectors", _golden_vectors(manifest, directory))
     console.print(facts)
 
     submodels = Table(title="submodels")
@@ -92,6 +93,14 @@ def print_quantization(manifest: Manifest, console: Console) -> None:
         "" if kept is None else f"; {len(kept)} units left in float32 for the budget"
     )
     console.print(table)
+
+
+def _golden_vectors(manifest: Manifest, directory: Path) -> str:
+    info = manifest.verification
+    if info is None:
+        return "none; convert the checkpoint again to have the bundle verified"
+    size = _megabytes(sum(file.bytes for file in info.files))
+    return f"{size}; 'sonic verify {directory}' holds the bundle against PyTorch on this machine"
 
 
 def _signature(tensor: TensorInfo) -> str:

@@ -70,10 +70,85 @@ class SubmodelInfo:
 
 
 @dataclass(frozen=True)
+class GoldenSubmodel:
+    """PyTorch's outputs for inputs that a submodel saw while the golden clip was generated.
+
+    Attributes:
+        file: the inputs and outputs; :class:`sonic.golden.GoldenVectors`.
+        call_shapes: the shapes of its inputs in the clip's calls, each set once: what an engine that is
+            compiled for fixed shapes has to be compiled for.
+        relative_l2: how far this bundle's outputs were from PyTorch's when it was made.
+        tolerance: how far they may be (relative L2).
+    """
+
+    file: FileInfo
+    call_shapes: tuple[dict[str, tuple[int, ...]], ...]
+    relative_l2: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """A short clip as PyTorch generates it.
+
+    Attributes:
+        portrait, speech: its inputs.
+        expected: the initial noise and the frames; :class:`sonic.golden.ExpectedClip`.
+        face_box: x1, y1, x2, y2 of the face in the portrait's pixels; no detector is asked.
+        resolution_pixels, steps: its options.
+        psnr_db: of this bundle's frames against PyTorch's when it was made.
+        minimum_psnr_db: what it has to be.
+    """
+
+    portrait: FileInfo
+    speech: FileInfo
+    expected: FileInfo
+    face_box: tuple[float, float, float, float]
+    resolution_pixels: int
+    steps: int
+    psnr_db: float
+    minimum_psnr_db: float
+
+
+@dataclass(frozen=True)
+class VerificationInfo:
+    """What a bundle brings along to be held against PyTorch without PyTorch; `sonic.verification`."""
+
+    submodels: dict[str, GoldenSubmodel]
+    clip: GoldenClip
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """The golden files."""
+        clip = self.clip
+        vectors = (submodel.file for submodel in self.submodels.values())
+        return (*vectors, clip.portrait, clip.speech, clip.expected)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``manifest.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> VerificationInfo:
+        """Read the dictionary written by :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: an entry is missing or malformed.
+        """
+        return cls(
+            {name: _golden_submodel(values["submodels"][name]) for name in SUBMODEL_NAMES},
+            _golden_clip(values["clip"]),
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a runtime knows about a bundle.
 
     `quantization` says how a bundle of another precision than fp32 was made; it is empty in others.
+    `verification` is None in bundles of a version that kept no golden vectors. `target` says which
+    processors a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux must
+    list for them; it is empty in others.
     """
 
     name: str
@@ -86,13 +161,16 @@ class Manifest:
     constants: Constants
     parity: dict[str, Any]
     quantization: dict[str, Any] = field(default_factory=dict)
+    verification: VerificationInfo | None = None
+    target: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
         """Every file of the bundle except the manifest itself."""
         graphs = (file for submodel in self.submodels.values() for file in submodel.files)
-        return (*graphs, *self.assets.values())
+        golden = self.verification.files if self.verification else ()
+        return (*graphs, *self.assets.values(), *golden)
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary that ``manifest.json`` holds."""
@@ -109,6 +187,8 @@ class Manifest:
             "constants": self.constants.to_json(),
             "parity": self.parity,
             "quantization": self.quantization,
+            **({"verification": self.verification.to_json()} if self.verification else {}),
+            **({"target": self.target} if self.target else {}),
         }
 
     @classmethod
@@ -137,6 +217,8 @@ class Manifest:
                 constants=Constants.from_json(values["constants"], source),
                 parity=dict(values["parity"]),
                 quantization=dict(values.get("quantization", {})),
+                verification=_verification(values.get("verification")),
+                target=dict(values.get("target", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
@@ -206,4 +288,32 @@ def _work(item: dict[str, Any] | None) -> Work | None:
         {str(kind): terms(values) for kind, values in item["flop"].items()},
         terms(item["activation_bytes"]),
         int(item["weight_bytes"]),
+    )
+
+
+def _verification(item: dict[str, Any] | None) -> VerificationInfo | None:
+    return None if item is None else VerificationInfo.from_json(item)
+
+
+def _golden_submodel(item: dict[str, Any]) -> GoldenSubmodel:
+    shapes = (
+        {str(name): tuple(int(size) for size in shape) for name, shape in call.items()}
+        for call in item["call_shapes"]
+    )
+    return GoldenSubmodel(
+        _file(item["file"]), tuple(shapes), float(item["relative_l2"]), float(item["tolerance"])
+    )
+
+
+def _golden_clip(item: dict[str, Any]) -> GoldenClip:
+    x1, y1, x2, y2 = map(float, item["face_box"])
+    return GoldenClip(
+        portrait=_file(item["portrait"]),
+        speech=_file(item["speech"]),
+        expected=_file(item["expected"]),
+        face_box=(x1, y1, x2, y2),
+        resolution_pixels=int(item["resolution_pixels"]),
+        steps=int(item["steps"]),
+        psnr_db=float(item["psnr_db"]),
+        minimum_psnr_db=float(item["minimum_psnr_db"]),
     )

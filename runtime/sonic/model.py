@@ -162,7 +162,18 @@ class SonicModel:
                 "smooth_motion": smooth_motion,
             }
         )  # fmt: skip
-        progress = progress or default_progress()
+        return self.generate_request(
+            request, progress or default_progress(), observer, spool_directory
+        )
+
+    def generate_request(
+        self,
+        request: ClipRequest,
+        progress: Progress,
+        observer: Observer | None = None,
+        spool_directory: PathLike | None = None,
+    ) -> Video:
+        """Generate what a request asks for; returns and raises as :meth:`generate`."""
         spool = None if spool_directory is None else Path(spool_directory)
         with self._observed(observer), Generation(self.engine, request, progress, spool, self.run) as clip:
             clip.prepare()

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 
 from sonic.bundle import sha256_of
 from sonic.errors import OutputError
+from sonic.model import load_model
+from sonic.verification import verify_bundle
 from sonic_convert import stages
 from sonic_convert.cli import main
 from sonic_convert.conversion import convert
@@ -41,7 +43,7 @@ def test_conversion_resumes_and_repeats(small, tmp_path: Path, monkeypatch) -> N
     torch.save(state, path)
     second = convert(checkpoint, tmp_path / "bundle", work_path=work)
     done = ("exported", "simplified", "fused", "checked", "weighed")
-    assert produced == [f"frame_interpolator/{stage}" for stage in done]
+    assert produced == [*(f"frame_interpolator/{stage}" for stage in done), "work/golden"]
     changed = [
         name
         for name, submodel in second.manifest.submodels.items()
@@ -114,8 +116,12 @@ def test_own_constants_reach_the_bundle(small, tmp_path: Path) -> None:
     path = checkpoint / "Sonic/config.json"
     own = json.loads(path.read_text())
     own["constants"]["sampler"] = {"steps": 12, "audio_guidance": [3.0, 4.0]}
+    own["constants"]["video"] = {"interpolation_factor": 1}
     path.write_text(json.dumps(own))
     os.utime(path)
     conversion = convert(checkpoint, tmp_path / "bundle")
     sampler = conversion.manifest.constants.sampler
     assert (sampler.steps, sampler.audio_guidance) == (12, (3.0, 4.0))
+    # A clip without interpolation has nothing for the interpolator, which is verified all the same.
+    found = verify_bundle(load_model(tmp_path / "bundle"))
+    assert found.passed and found.frames == 4 and len(found.submodels) == 9

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import sonic
+from sonic.compare import compare
 from sonic.errors import InputError
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import ClipSettings, Example
@@ -21,7 +22,6 @@ from sonic_calibration.layers import find_layers
 from sonic_calibration.recordings import RecordingOptions, Recordings
 from sonic_calibration.stored_graph import StoredGraph
 from sonic_convert.cli import main
-from sonic_convert.compare import compare
 from sonic_convert.quantization import qdq
 from sonic_convert.quantization.comparison import compare_bundles, record_comparison
 from sonic_convert.quantization.plan import PrecisionPlan, preset

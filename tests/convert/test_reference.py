@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 import sonic
 from sonic.audio import Sound, mono_samples
+from sonic.compare import compare
 from sonic.conditioning import condition_on_audio
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.cli import main
-from sonic_convert.compare import compare
 from sonic_convert.reference import TorchReference
 
 

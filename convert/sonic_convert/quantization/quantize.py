@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import onnx
 import onnxruntime
 
 from sonic.bundle import Bundle, open_bundle
-from sonic.errors import InputError
+from sonic.errors import InputError, warn
 from sonic.manifest import Manifest, SubmodelInfo
 from sonic.progress import NoProgress, Progress
 from sonic.work import Work
@@ -30,7 +29,8 @@ from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import RecordingOptions, Recordings, record
 from sonic_calibration.stored_graph import StoredGraph
 from sonic_convert import stages
-from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
+from sonic_convert.golden import FOLDER, measure_reduced
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.profiles import PROFILES, check_profile
 from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
@@ -121,6 +121,7 @@ def quantize_bundle(
     calibration: Calibration | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
+    verifiable: bool = True,
 ) -> Manifest:
     """Write a bundle with the precisions of a plan.
 
@@ -131,12 +132,15 @@ def quantize_bundle(
         calibration: of the source; needed where the plan has eight-bit activations.
         work: folder of finished graphs, so that an interrupted call resumes; TARGET.work by default.
         progress: shows the submodels.
+        verifiable: carry the source's golden vectors, and measure what this precision makes of them;
+            a bundle that is thrown away needs none.
 
     Returns:
         The new manifest.
 
     Raises:
-        InputError: the source is quantized already, or the calibration is missing or of another bundle.
+        InputError: the source is quantized already, the calibration is missing or of another bundle, or a
+            submodel's values are not finite in this precision.
         OutputError: the bundle cannot be written.
     """
     progress = progress or NoProgress()
@@ -167,8 +171,7 @@ def quantize_bundle(
                 files = copy_graph(graph, partial / submodel.name, partial)
                 infos[submodel.name] = replace(infos[submodel.name], files=files)
                 advance()
-        for asset in opened.manifest.assets.values():
-            shutil.copyfile(source / asset.path, partial / asset.path)
+        copy_files(opened.manifest.assets.values(), source, partial)
         quantization = {
             "plan": options.plan.name,
             "rules": {name: [list(rule) for rule in rules] for name, rules in options.plan.rules.items()},
@@ -178,9 +181,17 @@ def quantize_bundle(
             "layers": facts,
             **options.notes,
         }
+        golden = opened.manifest.verification if verifiable else None
+        if verifiable and golden is None:
+            warn(f"{source} holds no golden vectors, so that 'sonic verify' has none for {target} either")
         manifest = replace(
-            opened.manifest, name=target.name, submodels=infos, quantization=quantization, parity={}
-        )
+            opened.manifest, name=target.name, submodels=infos, quantization=quantization, parity={},
+            verification=golden,
+        )  # fmt: skip
+        if golden is not None:
+            copy_files(golden.files, source, partial)
+            golden = measure_reduced(Bundle(partial, manifest), opened.manifest, work / FOLDER, progress)
+            manifest = replace(manifest, verification=golden)
         write_manifest(partial, manifest)
     return manifest
 

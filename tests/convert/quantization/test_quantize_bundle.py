@@ -14,6 +14,7 @@ import sonic
 from sonic.bundle import PACKAGED_BUNDLES, open_bundle
 from sonic.errors import InputError, OutputError
 from sonic.manifest import SUBMODEL_NAMES
+from sonic.verification import verify_bundle
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import Example
 from sonic_calibration.recordings import RecordingOptions, Recordings
@@ -80,7 +81,17 @@ def test_smaller_weights_make_a_smaller_bundle(int8: Path, fp16: Path, small) ->
 def test_untouched_graphs_are_copies(int8: Path, small) -> None:
     before, after = digests(small.bundle), digests(int8)
     same = {path.split("/")[0] for path in before if before[path] == after[path]}
-    assert same == {"mel_filters.npy", "frame_interpolator", "face_detector"}
+    assert same == {"mel_filters.npy", "frame_interpolator", "face_detector", "golden"}
+
+
+def test_integers_are_verified_with_what_they_cost(int8: Path, small) -> None:
+    found = verify_bundle(sonic.load_model(int8))
+    assert found.passed
+    for row in found.submodels:
+        assert row.name in ("frame_interpolator", "face_detector") or row.relative_l2 > 1e-4, row
+    full = verify_bundle(sonic.load_model(small.bundle))
+    assert found.clip.psnr_db is not None and full.clip.psnr_db is not None
+    assert 20 < found.clip.psnr_db < full.clip.psnr_db
 
 
 def test_the_same_inputs_give_the_same_bytes(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, so that means and JSON stay finite
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -26,3 +28,10 @@ def compare(array: np.ndarray, reference: np.ndarray) -> Difference:
     relative = gap / norm_r if norm_r else (0.0 if gap == 0 else np.inf)
     cosine = float(a @ r / (norm_a * norm_r)) if norm_a and norm_r else float(gap == 0)
     return Difference(float(np.abs(a - r).max(initial=0.0)), float(relative), cosine)
+
+
+def psnr_db(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio of 8-bit values; equal pictures give `PSNR_OF_EQUAL_DB`."""
+    if mean_squared_error <= 0:
+        return PSNR_OF_EQUAL_DB
+    return min(PSNR_OF_EQUAL_DB, float(10 * np.log10(255.0**2 / mean_squared_error)))
