@@ -17,6 +17,7 @@ from sonic.options import GenerationOptions
 from sonic.progress import ConsoleProgress
 from sonic.video import Video, check_output_path, save_video
 from sonic_convert.convert_cli import COMMANDS, PATH, VARIANT
+from sonic_convert.target_cli import COMMANDS as TARGET_COMMANDS
 
 ASSETS = Path(sonic_convert.__file__).with_name("assets")
 
@@ -187,7 +188,7 @@ def _generation(options: dict[str, Any]) -> GenerationOptions:
     )
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, *TARGET_COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -246,7 +246,8 @@ def unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
     }
 
 
-def _picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
+def picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
+    """Sizes of the axes of submodels that see pictures."""
     return {
         "count": count,
         "height": height,
@@ -256,9 +257,9 @@ def _picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
     }
 
 
-_PICTURES = (_picture_sizes(64, 96), _picture_sizes(128, 64))
-_PICTURES_FOR_MEMORY = (_picture_sizes(128, 128), _picture_sizes(256, 256))
-_DETECTOR_PICTURES = (_picture_sizes(416, 544), _picture_sizes(480, 416))
+_PICTURES = (picture_sizes(64, 96), picture_sizes(128, 64))
+_PICTURES_FOR_MEMORY = (picture_sizes(128, 128), picture_sizes(256, 256))
+_DETECTOR_PICTURES = (picture_sizes(416, 544), picture_sizes(480, 416))
 _COUNTS: tuple[Sizes, ...] = ({"frames": 3}, {"frames": 25})
 
 SUBMODELS: tuple[Submodel, ...] = (
@@ -324,10 +325,10 @@ SUBMODELS: tuple[Submodel, ...] = (
         lambda checkpoint: ExportableVaeDecoder(_vae(checkpoint)).eval(),
         lambda d: (TensorSpec("latents", ("count", d.latent_channels, "height", "width")),),
         lambda d: (TensorSpec("images", ("count", 3, "8*height", "8*width")),),
-        (_picture_sizes(8, 16, 3), _picture_sizes(16, 8, 1)),
+        (picture_sizes(8, 16, 3), picture_sizes(16, 8, 1)),
         work_terms=("count*height*width", "count*height*height*width*width"),
-        work_sizes=(_picture_sizes(8, 8, 2), _picture_sizes(16, 8, 1)),
-        memory_sizes=(_picture_sizes(16, 16, 2), _picture_sizes(32, 32, 2)),
+        work_sizes=(picture_sizes(8, 8, 2), picture_sizes(16, 8, 1)),
+        memory_sizes=(picture_sizes(16, 16, 2), picture_sizes(32, 32, 2)),
         int8=(("*conv_in", "fp32"), ("*conv_out", "fp32"), ("*", "int8")),
         published=lambda checkpoint: VaeDecoder(_vae(checkpoint)).eval(),
     ),
@@ -349,9 +350,8 @@ SUBMODELS: tuple[Submodel, ...] = (
             "batch",
         ),
         work_sizes=(
-            unet_sizes(1, 1, 8, 8), unet_sizes(1, 2, 8, 8), unet_sizes(2, 1, 8, 8),
-            unet_sizes(1, 1, 16, 8), unet_sizes(1, 1, 16, 16), unet_sizes(1, 3, 8, 16),
-            unet_sizes(2, 3, 8, 8), unet_sizes(1, 4, 8, 8),
+            unet_sizes(1, 1, 8, 8), unet_sizes(1, 2, 8, 8), unet_sizes(2, 1, 8, 8), unet_sizes(1, 1, 16, 8),
+            unet_sizes(1, 1, 16, 16), unet_sizes(1, 3, 8, 16), unet_sizes(2, 3, 8, 8), unet_sizes(1, 4, 8, 8),
         ),
         memory_sizes=(unet_sizes(1, 8, 16, 16), unet_sizes(1, 8, 32, 32)),
         int8=(

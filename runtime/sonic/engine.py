@@ -193,7 +193,16 @@ class _LeftOpen:
         pass
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None, bool], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
+def _tvm_engine(bundle: Bundle, threads: int | None, bfloat16: bool) -> Engine:
+    from sonic.tvm_engine import TvmEngine  # imports this module
+
+    return TvmEngine(bundle, threads, bfloat16)
+
+
+ENGINES: dict[str, Callable[[Bundle, int | None, bool], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "tvm": _tvm_engine,
+}
 
 
 def make_engine(bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> Engine:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +10,8 @@ import pytest
 
 from sonic.errors import InputError
 from sonic.progress import ConsoleProgress
+from sonic_convert.compilation.instructions import build_plugin
+from sonic_convert.compilation.instructions import count_instructions as count_instructions_of
 from sonic_convert.debian_packages import find_mirror, host_architecture
 from sonic_convert.sysroot import Sysroot, default_cache, emulated, make_sysroot
 
@@ -56,22 +56,13 @@ def count_instructions(
     To count those of a function alone, take the difference of runs that call it once and more often; threads
     of a pool that happen to start or wait differently make some thousands of difference.
     """
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler is on PATH, which the plugin that counts instructions needs")
-    plugin = tmp_path_factory.mktemp("plugin") / "count_instructions.so"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Werror", str(HERE / "count_instructions.c"), "-o",
-         str(plugin)], check=True,
-    )  # fmt: skip
+    try:
+        plugin = build_plugin(tmp_path_factory.mktemp("plugin"))
+    except InputError as error:
+        pytest.skip(str(error))
 
     def count(arguments: Sequence[str | Path], cpu: str = "neoverse-n1") -> int:
-        command = emulated(sysroot, arguments, cpu, threads=1, plugin=plugin)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS)
-        assert done.returncode == 0, done.stderr
-        match = re.search(r"^instructions: (\d+)$", done.stderr, re.MULTILINE)
-        assert match is not None, done.stderr
-        return int(match[1])
+        return count_instructions_of(sysroot, arguments, plugin, cpu)
 
     return count
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from sonic.manifest import read_manifest
 from sonic.work import evaluate
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.submodels import SUBMODELS, _picture_sizes, measure, unet_sizes
+from sonic_convert.submodels import SUBMODELS, picture_sizes, measure, unet_sizes
 from sonic_convert.work import _PROBE, count_flop, fit, measure_memory
 
 UNSEEN = {
     "audio2token": {"frames": 11},
     "audio2bucket": {"frames": 7},
-    "vae_encoder": _picture_sizes(192, 128),
-    "vae_decoder": _picture_sizes(24, 16, 5),
+    "vae_encoder": picture_sizes(192, 128),
+    "vae_decoder": picture_sizes(24, 16, 5),
     "unet": unet_sizes(2, 5, 16, 24),
-    "frame_interpolator": _picture_sizes(192, 64),
-    "face_detector": _picture_sizes(416, 448),
+    "frame_interpolator": picture_sizes(192, 64),
+    "face_detector": picture_sizes(416, 448),
 }
 
 

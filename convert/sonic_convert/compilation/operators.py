@@ -1,0 +1,267 @@
+"""How each operator is lowered: to the kernel library, to loops of our own, or to a change of layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from tvm import relax
+
+from sonic_convert.compilation import elementary, tensor_programs
+from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
+from sonic_convert.compilation.lowering import Lowering, attributes_of, by_front_end, handles
+from sonic_convert.compilation.rounded_operators import convolve_rounded, multiply_rounded
+from sonic_convert.compilation.rules import TVM, Convolution, function_of
+from sonic_convert.compilation.shape_operators import as_tensor, with_rank
+from sonic_convert.compilation.values import RoundedConstant, Tensor, Value
+
+_BINARY = {
+    "Add": relax.op.add, "Sub": relax.op.subtract, "Mul": relax.op.multiply, "Div": relax.op.divide,
+    "Min": relax.op.minimum, "Max": relax.op.maximum, "Pow": relax.op.power,
+}  # fmt: skip
+_UNARY = {
+    "Relu": relax.op.nn.relu, "Sqrt": relax.op.sqrt, "Neg": relax.op.negative, "Abs": relax.op.abs,
+    "Sin": relax.op.sin, "Cos": relax.op.cos, "Tanh": relax.op.tanh, "Floor": relax.op.floor,
+}  # fmt: skip
+_ELEMENTARY = {"Sigmoid": elementary.sigmoid_of, "Erf": elementary.erf_of, "Exp": elementary.exp_of}
+
+
+@handles(*_UNARY, *_ELEMENTARY)
+def _unary(state: Lowering, node: onnx.NodeProto) -> None:
+    value = as_tensor(state.value(node, 0))
+    if node.op_type in _UNARY:
+        result = state.emit.emit(_UNARY[node.op_type](value.expression))
+    else:
+        result = state.emit.elementwise(_ELEMENTARY[node.op_type], value.expression, node.op_type.lower())
+    state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
+
+
+@handles(*_BINARY)
+def _binary(state: Lowering, node: onnx.NodeProto) -> None:
+    if node.op_type == "Mul" and _is_silu(state, node):
+        value = as_tensor(state.values[_silu_input(state, node)])
+        result = state.emit.elementwise(elementary.silu_of, value.expression, "silu")
+        state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
+        return
+    left, right = state.value(node, 0), state.value(node, 1)
+    state.values[node.output[0]] = combine(state, _BINARY[node.op_type], left, right)
+
+
+def combine(state: Lowering, operation: Any, left: Value, right: Value) -> Tensor:
+    """An operation of two values, in the order in memory of the larger one."""
+    shape = np.broadcast_shapes(left.shape, right.shape)
+    values = [with_rank(state, value, len(shape)) for value in (left, right)]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    leader = max(tensors, key=lambda value: (np.prod(value.shape), not value.layout.is_plain))
+    order = leader.layout.order
+    expressions = [state.emit.ordered(value, order).expression for value in values]
+    result = state.emit.emit(operation(*expressions))
+    return Tensor(result, Layout(tuple(int(size) for size in shape), order), leader.dtype)
+
+
+def _silu_input(state: Lowering, node: onnx.NodeProto) -> str:
+    """x, where a product is x times sigmoid(x); "" where it is not."""
+    for mine, other in ((0, 1), (1, 0)):
+        producer = state.producers.get(node.input[other])
+        if producer is not None and producer.op_type == "Sigmoid" and producer.input[0] == node.input[mine]:
+            return node.input[mine]
+    return ""
+
+
+def _is_silu(state: Lowering, node: onnx.NodeProto) -> bool:
+    return bool(_silu_input(state, node))
+
+
+@handles("Conv")
+def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
+    value, stored = as_tensor(state.value(node, 0)), state.value(node, 1)
+    attributes = attributes_of(node)
+    flat = len(value.shape) == 3  # over one axis: a picture of one row
+    axes = len(value.shape) - 2
+    pads, strides, dilations = (
+        list(attributes.get(name, [default] * axes * (2 if name == "pads" else 1)))
+        for name, default in (("pads", 0), ("strides", 1), ("dilations", 1))
+    )
+    kernel = list(stored.shape[2:])
+    if flat:
+        kernel, strides, dilations = [1, *kernel], [1, *strides], [1, *dilations]
+        pads = [0, pads[0], 0, pads[1]]
+    size = (1, value.shape[2]) if flat else value.shape[2:]
+    geometry = Convolution(
+        value.shape[1], stored.shape[0], (kernel[0], kernel[1]), (strides[0], strides[1]),
+        (dilations[0], dilations[1]), (pads[0], pads[1], pads[2], pads[3]), attributes.get("group", 1),
+        (size[0], size[1]),
+    )  # fmt: skip
+    function = function_of(geometry) if state.use_library else TVM
+    if function == TVM:
+        by_front_end(state, node)
+    elif isinstance(stored, RoundedConstant) and value.rounded is not None and not flat:
+        convolve_rounded(state, node, value.rounded, stored, geometry)
+    else:
+        _library_convolution(state, node, value, state.array(stored), geometry, function)
+
+
+def _library_convolution(
+    state: Lowering,
+    node: onnx.NodeProto,
+    value: Tensor,
+    weight: np.ndarray,
+    geometry: Convolution,
+    function: str,
+) -> None:
+    flat = len(value.shape) == 3
+    if flat:
+        value = state.emit.reshaped(value, (value.shape[0], value.shape[1], 1, value.shape[2]))
+        weight = weight[:, :, None]
+    outputs = geometry.outputs
+    bias = state.array(state.value(node, 2)) if len(node.input) > 2 else np.zeros(outputs, np.float32)
+    value = state.emit.ordered(value, CHANNELS_LAST)
+    parameter, key = state.weight(weight.transpose(0, 2, 3, 1))
+    batch, size = value.shape[0], geometry.output_size
+    inputs = [value.expression, parameter, relax.const(bias), key, *geometry.strides, *geometry.pads]
+    expression = state.library(function, inputs, (batch, *size, outputs))
+    result = Tensor(expression, Layout((batch, outputs, *size), CHANNELS_LAST))
+    if flat:
+        result = state.emit.reshaped(result, (batch, outputs, size[1]))
+    state.values[node.output[0]] = result
+
+
+@handles("MatMul", "Gemm")
+def _product(state: Lowering, node: onnx.NodeProto) -> None:
+    left, right = state.value(node, 0), state.value(node, 1)
+    rounded = left.rounded if isinstance(left, Tensor) else None
+    if isinstance(right, RoundedConstant) and rounded is not None and state.use_library:
+        multiply_rounded(state, node, rounded, right)
+        return
+    right = right if isinstance(right, Tensor) else state.array(right)
+    if node.op_type == "Gemm":
+        attributes = attributes_of(node)
+        assert isinstance(right, np.ndarray) and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+        right = right.T if attributes.get("transB") else right
+    if not state.use_library:
+        by_front_end(state, node)
+    elif isinstance(right, np.ndarray) and right.ndim == 2:
+        _linear(state, node, as_tensor(left), right)
+    else:
+        _batch_product(state, node, left, right)
+
+
+def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.ndarray) -> None:
+    """A product with a constant matrix, and the sum with a constant vector where one follows."""
+    output, outputs = node.output[0], weight.shape[1]
+    bias = np.zeros(outputs, np.float32)
+    if node.op_type == "Gemm" and len(node.input) > 2:
+        bias = np.broadcast_to(state.array(state.value(node, 2)), (outputs,))
+    follower = state.only_consumer(output, "Add")
+    other = state.vector_operand(follower, output, outputs) if follower is not None else None
+    if follower is not None and other is not None:
+        bias = bias + other
+        state.done.add(output := follower.output[0])
+    rows, like, count = state.emit.flat(value, -1)
+    parameter, key = state.weight(weight)
+    arguments = [rows, parameter, relax.const(np.ascontiguousarray(bias, np.float32)), key]
+    expression = state.library("linear", arguments, (count, outputs))
+    state.values[output] = state.emit.unflat(expression, like, outputs)
+
+
+def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Value) -> None:
+    """A product of two tensors over leading axes, both of which change from call to call."""
+    a = state.emit.plain(left)
+    b = state.emit.tensor(right)
+    axes = len(b.shape)
+    turned = (*range(axes - 2), axes - 1, axes - 2)
+    transposed = not b.layout.is_plain and b.layout.same_memory(turned)
+    b = state.emit.ordered(b, turned if transposed else range(axes))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    count = int(np.prod(batch))
+    expressions = []
+    for tensor in (a, b):
+        stored = tensor.layout.stored_shape
+        expression = tensor.expression
+        if int(np.prod(stored[:-2])) != count:
+            stored = (*batch, *stored[-2:])
+            expression = state.emit.emit(relax.op.broadcast_to(expression, list(stored)))
+        expressions.append(state.emit.reshape(expression, stored, (count, *stored[-2:])))
+    shape = (count, a.shape[-2], b.shape[-1])
+    expression = state.library("batch_matmul", [*expressions, int(transposed)], shape)
+    plain = Layout.plain((*(int(size) for size in batch), *shape[1:]))
+    expression = state.emit.reshape(expression, shape, plain.stored_shape)
+    state.values[node.output[0]] = Tensor(expression, plain)
+
+
+@handles("MultiHeadAttention")
+def _attention(state: Lowering, node: onnx.NodeProto) -> None:
+    query, key, value = (state.emit.plain(state.value(node, index)) for index in range(3))
+    attributes = attributes_of(node)
+    heads = int(attributes["num_heads"])
+    scale = float(attributes.get("scale") or (query.shape[-1] // heads) ** -0.5)
+    inputs = [query.expression, key.expression, value.expression, heads, scale]
+    shape = (*query.shape[:2], value.shape[2])
+    state.values[node.output[0]] = Tensor(state.library("attention", inputs, shape), Layout.plain(shape))
+
+
+@handles("Softmax")
+def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
+    value = as_tensor(state.value(node, 0))
+    if not state.use_library:
+        by_front_end(state, node)
+        return
+    axis = attributes_of(node).get("axis", -1)
+    rows, like, count = state.emit.flat(value, axis)
+    size = value.shape[axis]
+    expression = state.library("softmax", [rows], (count, size))
+    state.values[node.output[0]] = state.emit.unflat(expression, like, size)
+
+
+@handles("LayerNormalization")
+def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
+    value = as_tensor(state.value(node, 0))
+    gamma, beta = (np.asarray(state.value(node, index)) for index in (1, 2))
+    rows, like, count = state.emit.flat(value, -1)
+    channels = value.shape[-1]
+    kernel = tensor_programs.layer_norm(count, channels, float(attributes_of(node).get("epsilon", 1e-5)))
+    inputs = [rows, relax.const(gamma), relax.const(beta)]
+    expression = state.emit.program(kernel, "layer_norm", inputs, (count, channels), "float32")
+    state.values[node.output[0]] = state.emit.unflat(expression, like, channels)
+
+
+@handles("InstanceNormalization")
+def _group_norm(state: Lowering, node: onnx.NodeProto) -> None:
+    """Group normalisation as PyTorch exports it: Reshape, InstanceNormalization, Reshape, Mul, Add."""
+    before = state.producers.get(node.input[0])
+    ones, zeros = np.asarray(state.value(node, 1)), np.asarray(state.value(node, 2))
+    after = state.only_consumer(node.output[0], "Reshape")
+    product = after and state.only_consumer(after.output[0], "Mul")
+    total = product and state.only_consumer(product.output[0], "Add")
+    if before is None or before.op_type != "Reshape" or product is None or total is None or after is None:
+        by_front_end(state, node)
+        return
+    value = as_tensor(state.values[before.input[0]])
+    channels, groups = value.shape[1], state.value(node, 0).shape[1]
+    gamma = state.vector_operand(product, after.output[0], channels)
+    beta = state.vector_operand(total, product.output[0], channels)
+    if gamma is None or beta is None or (ones != 1).any() or zeros.any():
+        by_front_end(state, node)
+        return
+    output, silu = total.output[0], False
+    readers = state.consumers[output]
+    for product_of_sigmoid in (reader for reader in readers if reader.op_type == "Mul"):
+        if len(readers) == 2 and _silu_input(state, product_of_sigmoid) == output:
+            sigmoid = next(reader for reader in readers if reader.op_type == "Sigmoid")
+            if len(state.consumers[sigmoid.output[0]]) == 1:
+                state.done |= {sigmoid.output[0], product_of_sigmoid.output[0]}
+                silu, result_name = True, product_of_sigmoid.output[0]
+    state.done |= {after.output[0], product.output[0], output}
+    rest = [axis for axis in value.layout.order if axis not in (0, 1)]
+    value = state.emit.ordered(value, (0, *rest, 1))
+    batch, positions = value.shape[0], int(np.prod([value.shape[axis] for axis in rest]))
+    kernel = tensor_programs.group_norm(
+        batch, positions, channels, groups, float(attributes_of(node).get("epsilon", 1e-5)), silu
+    )
+    shape = (batch, positions, channels)
+    stored = value.layout.stored_shape
+    inputs = [state.emit.reshape(value.expression, stored, shape), relax.const(gamma), relax.const(beta)]
+    expression = state.emit.program(kernel, "group_norm", inputs, shape, "float32")
+    result = Tensor(state.emit.reshape(expression, shape, stored), value.layout)
+    state.values[result_name if silu else output] = result
