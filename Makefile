@@ -8,12 +8,13 @@ TORCH_VERSION ?= 2.13.0
 CHECKPOINT ?= sonic-tiny
 BUNDLE ?= bundles/$(notdir $(CHECKPOINT))
 PRECISION ?= fp32
+TARGET ?= generic-armv8
 IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot lint bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -53,6 +54,12 @@ test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot
+
+bridge: $(READY) ## build the library between TVM and the Arm Compute Library: build/libsonic_acl.so
+	$(BIN)/sonic-convert bridge build/libsonic_acl.so
+
+compile: $(READY) ## BUNDLE=folder TARGET=kunpeng920 [OPTIONS=...]: compile a bundle for aarch64 to BUNDLE-TARGET
+	$(BIN)/sonic-convert compile $(BUNDLE) $(BUNDLE)-$(TARGET) --target $(TARGET) $(OPTIONS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

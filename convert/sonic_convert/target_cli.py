@@ -1,4 +1,4 @@
-"""The commands of ``sonic-convert`` that are about the machines that a bundle runs on: compile, sysroot."""
+"""The commands of ``sonic-convert`` that are about the machines that bundles run on."""
 
 from __future__ import annotations
 
@@ -58,4 +58,17 @@ def compile(  # noqa: A001 (the command's name)
         click.echo(f"{bundle}: {megabytes:.1f} MB for {options.target.name}")
 
 
-COMMANDS = (compile, sysroot)
+@click.command()
+@click.argument("output", type=PATH)
+@click.option("--cache", type=PATH, help="The folder of 'sonic-convert sysroot', where the compiler is.")
+def bridge(output: Path, cache: Path | None) -> None:
+    """Build the library between TVM and the Arm Compute Library alone; compiled bundles bring it along."""
+    with user_errors():
+        from sonic_convert.compilation.bridge_build import build_bridge
+        from sonic_convert.compilation.toolchain import find_compiler
+
+        build_bridge(output, find_compiler(cache))
+        click.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+COMMANDS = (bridge, compile, sysroot)

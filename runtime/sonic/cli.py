@@ -15,6 +15,7 @@ from rich.console import Console
 
 import sonic
 from sonic.bundle import find_bundle, open_bundle
+from sonic.cpu import parse_processors, pin_to_processors
 from sonic.errors import SonicError
 from sonic.info import print_manifest
 from sonic.options import MEMORY_MODES
@@ -64,6 +65,21 @@ def with_options(command: Any, options: Sequence[Any]) -> Any:
     return command
 
 
+def _pin(_context: click.Context, _parameter: click.Parameter, text: str | None) -> None:
+    """Pin the process before anything starts a thread."""
+    if text is not None:
+        with user_errors():
+            pin_to_processors(parse_processors(text))
+
+
+def processors_option(command: Any) -> Any:
+    """The option of every command that runs submodels."""
+    return click.option(
+        "--cpus", callback=_pin, expose_value=False, metavar="LIST",
+        help="Run on these processors only, such as 0-31 [all that the process may use].",
+    )(command)  # fmt: skip
+
+
 def engine_options(command: Any) -> Any:
     """The options of every command that runs the UNet."""
     memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
@@ -71,7 +87,7 @@ def engine_options(command: Any) -> Any:
     threads = click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
     bfloat16 = click.option("--bfloat16/--no-bfloat16", default=False,
                             help="Products in bfloat16, where aarch64 processors have it [off].")  # fmt: skip
-    return threads(bfloat16(memory(command)))
+    return threads(processors_option(bfloat16(memory(command))))
 
 
 def generation_options(command: Any) -> Any:
@@ -218,6 +234,7 @@ def estimate(
 @main.command()
 @click.argument("bundle")
 @click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
+@processors_option
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 def verify(bundle: str, threads: int | None, report_path: Path | None) -> None:
     """Hold BUNDLE, as this machine runs it, against PyTorch; exits with 1 beyond its tolerances.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
+
+from sonic.errors import InputError
 
 
 @cache
@@ -27,3 +30,46 @@ def cpu_features() -> frozenset[str]:
 def has_bfloat16_products() -> bool:
     """Whether this is an aarch64 processor that multiplies matrices in bfloat16."""
     return platform.machine() in ("aarch64", "arm64") and "bf16" in cpu_features()
+
+
+def parse_processors(text: str) -> set[int]:
+    """Numbers of processors from a list such as "0-31,64", as `taskset` and `numactl` take it.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise InputError(f"the processors '{text}' should be numbers and ranges, such as 0-31,64")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def pin_to_processors(numbers: set[int]) -> None:
+    """Let this process, and the threads that it will start, run on some processors only.
+
+    Raises:
+        InputError: this process may not use one of them, or the system cannot do it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("only Linux can choose the processors of a process; leave the option out")
+    allowed = os.sched_getaffinity(0)
+    missing = sorted(numbers - allowed)
+    if missing:
+        raise InputError(
+            f"there is no processor {missing[0]} for this process; it may use {_ranges(sorted(allowed))}"
+        )
+    os.sched_setaffinity(0, numbers)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers as `parse_processors` takes them."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
