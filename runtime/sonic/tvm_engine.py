@@ -101,7 +101,7 @@ class Program:
                 ),
                 {str(name): int(axis) for name, axis in values["row_axes"].items()},
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sonic.manifest import read_manifest
 from sonic.work import evaluate
 from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.submodels import SUBMODELS, picture_sizes, measure, unet_sizes
+from sonic_convert.submodels import SUBMODELS, measure, picture_sizes, unet_sizes
 from sonic_convert.work import _PROBE, count_flop, fit, measure_memory
 
 UNSEEN = {

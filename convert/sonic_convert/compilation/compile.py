@@ -213,7 +213,12 @@ def _linker(compiler: Sequence[str]) -> Callable[..., None]:
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
         command = [*compiler, "-shared", "-fPIC", "-o", output, *objects, *(options or ())]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise InputError(
+                f"the compiler {compiler[0]} cannot be run ({error.strerror}); install g++ for aarch64"
+            ) from error
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[-1]
             raise InputError(

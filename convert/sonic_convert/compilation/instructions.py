@@ -157,9 +157,9 @@ def _arguments(
 def _count_call(
     case: Case, engine: str, arguments: list[str | Path], sysroot: Sysroot, plugin: Path
 ) -> Count:
-    """The second call against the third: the first one configures functions and reshapes weights."""
+    """One call against two: the first one also configures functions and reshapes weights."""
     numbers = []
-    for calls in (2, 3):
+    for calls in (1, 2):
         command = [str(calls) if argument == "CALLS" else argument for argument in arguments]
         number, output = _run(sysroot, command, plugin, PROCESSOR)
         numbers.append(number)
@@ -196,14 +196,14 @@ def cases(work: Path, progress: Progress) -> list[Case]:
     tiny, wide = find_bundle("sonic-tiny"), work / "wide"
     if not wide.exists():
         convert(synthesize(work / "wide.checkpoint", WIDE, 0), wide, progress=progress)
-    whole, part = unet_sizes(3, 25, 16, 16), unet_sizes(1, 2, 16, 16)
+    whole, part = unet_sizes(3, 25, 16, 16), unet_sizes(1, 2, 8, 8)
     tiny8, wide8 = (_int8(bundle, work / f"{bundle.name}-int8", 64, progress) for bundle in (tiny, wide))
     return [
-        Case("320 channels, 1 x 2 frames, float32", wide, part),
-        Case("320 channels, 1 x 2 frames, int8", wide8, part),
-        Case("sonic-tiny, 1 x 2 frames, float32", tiny, part, alone=True),
-        Case("sonic-tiny, 3 x 25 frames, float32", tiny, whole),
-        Case("sonic-tiny, 3 x 25 frames, int8", tiny8, whole),
+        Case("320 channels, 1 x 2 frames at 64 px, float32", wide, part),
+        Case("320 channels, 1 x 2 frames at 64 px, int8", wide8, part),
+        Case("sonic-tiny, 1 x 2 frames at 64 px, float32", tiny, part, alone=True),
+        Case("sonic-tiny, 3 x 25 frames at 128 px, float32", tiny, whole),
+        Case("sonic-tiny, 3 x 25 frames at 128 px, int8", tiny8, whole),
     ]
 
 
@@ -220,7 +220,7 @@ def main(output: Path) -> None:
             counts += count_case(case, sysroot, work, progress)
             output.write_text(json.dumps([asdict(count) for count in counts], indent=1) + "\n")
         for count in counts:
-            click.echo(f"{count.case:36s} {count.engine:14s} {count.instructions / 1e6:10.0f} M")
+            click.echo(f"{count.case:44s} {count.engine:14s} {count.instructions / 1e6:10.0f} M")
 
 
 if __name__ == "__main__":

@@ -104,15 +104,18 @@ class Lowering:
         assert not isinstance(value, Tensor)
         return value.real() if isinstance(value, RoundedConstant) else np.asarray(value)
 
-    def vector_operand(self, node: onnx.NodeProto, other: str, size: int) -> np.ndarray | None:
-        """The constant operand of a node beside `other`, if it has one number for every channel."""
+    def vector_operand(
+        self, node: onnx.NodeProto, other: str, shape: Sequence[int], axis: int
+    ) -> np.ndarray | None:
+        """The constant operand of a node beside `other`, of that shape, if it varies along `axis` alone."""
         value = self.values.get(next((name for name in node.input if name != other), ""))
-        if value is None or isinstance(value, Tensor) or int(np.prod(value.shape)) != size:
+        if value is None or isinstance(value, Tensor):
             return None
-        array = self.array(value)
-        if array.ndim == 1 or int(np.prod(array.shape)) == max(array.shape):
-            return np.ascontiguousarray(array.reshape(size), np.float32)
-        return None
+        wanted = [1] * len(shape)
+        wanted[axis] = shape[axis]
+        if [*[1] * (len(shape) - len(value.shape)), *value.shape] != wanted:
+            return None
+        return np.ascontiguousarray(self.array(value).reshape(shape[axis]), np.float32)
 
     def weight(self, array: np.ndarray, *others: np.ndarray) -> tuple[Any, str]:
         """A parameter of the function that holds `array`, and the layer's key.

@@ -11,9 +11,9 @@ from tvm import relax
 from sonic_convert.compilation import elementary, tensor_programs
 from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
 from sonic_convert.compilation.lowering import Lowering, attributes_of, by_front_end, handles
-from sonic_convert.compilation.rounded_operators import convolve_rounded, multiply_rounded
+from sonic_convert.compilation.rounded_operators import convolve_rounded, is_exact, multiply_rounded
 from sonic_convert.compilation.rules import TVM, Convolution, function_of
-from sonic_convert.compilation.shape_operators import as_tensor, with_rank
+from sonic_convert.compilation.shape_operators import as_tensor, new_shape, with_rank
 from sonic_convert.compilation.values import RoundedConstant, Tensor, Value
 
 _BINARY = {
@@ -44,8 +44,13 @@ def _binary(state: Lowering, node: onnx.NodeProto) -> None:
         result = state.emit.elementwise(elementary.silu_of, value.expression, "silu")
         state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
         return
-    left, right = state.value(node, 0), state.value(node, 1)
-    state.values[node.output[0]] = combine(state, _BINARY[node.op_type], left, right)
+    values = [state.value(node, index) for index in range(len(node.input))]
+    if len(values) > 2:  # of Min and Max: a constant has to meet a tensor
+        values.sort(key=lambda value: not isinstance(value, Tensor))
+    result = values[0]
+    for other in values[1:]:
+        result = combine(state, _BINARY[node.op_type], result, other)
+    state.values[node.output[0]] = result
 
 
 def combine(state: Lowering, operation: Any, left: Value, right: Value) -> Tensor:
@@ -79,6 +84,9 @@ def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     attributes = attributes_of(node)
     flat = len(value.shape) == 3  # over one axis: a picture of one row
     axes = len(value.shape) - 2
+    if axes > 2 or isinstance(stored, Tensor) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        by_front_end(state, node)
+        return
     pads, strides, dilations = (
         list(attributes.get(name, [default] * axes * (2 if name == "pads" else 1)))
         for name, default in (("pads", 0), ("strides", 1), ("dilations", 1))
@@ -96,8 +104,10 @@ def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     function = function_of(geometry) if state.use_library else TVM
     if function == TVM:
         by_front_end(state, node)
-    elif isinstance(stored, RoundedConstant) and value.rounded is not None and not flat:
-        convolve_rounded(state, node, value.rounded, stored, geometry)
+        return
+    rounded = None if flat else value.rounded
+    if isinstance(stored, RoundedConstant) and rounded and is_exact(state, node, rounded, stored, 0):
+        convolve_rounded(state, node, rounded, stored, geometry)
     else:
         _library_convolution(state, node, value, state.array(stored), geometry, function)
 
@@ -130,21 +140,34 @@ def _library_convolution(
 @handles("MatMul", "Gemm")
 def _product(state: Lowering, node: onnx.NodeProto) -> None:
     left, right = state.value(node, 0), state.value(node, 1)
+    if not state.use_library or node.op_type == "Gemm" and not _is_linear(state, node):
+        by_front_end(state, node)
+        return
+    turned = node.op_type == "Gemm" and bool(attributes_of(node).get("transB"))
     rounded = left.rounded if isinstance(left, Tensor) else None
-    if isinstance(right, RoundedConstant) and rounded is not None and state.use_library:
+    axis = 0 if turned else 1
+    if isinstance(right, RoundedConstant) and rounded and is_exact(state, node, rounded, right, axis):
         multiply_rounded(state, node, rounded, right)
         return
     right = right if isinstance(right, Tensor) else state.array(right)
-    if node.op_type == "Gemm":
-        attributes = attributes_of(node)
-        assert isinstance(right, np.ndarray) and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
-        right = right.T if attributes.get("transB") else right
-    if not state.use_library:
-        by_front_end(state, node)
-    elif isinstance(right, np.ndarray) and right.ndim == 2:
+    if isinstance(right, np.ndarray) and right.ndim == 2:
+        right = right.T if turned else right
         _linear(state, node, as_tensor(left), right)
     else:
         _batch_product(state, node, left, right)
+
+
+def _is_linear(state: Lowering, node: onnx.NodeProto) -> bool:
+    """Whether a Gemm is a product with a constant matrix, and a sum with a constant vector."""
+    attributes = attributes_of(node)
+    if attributes.get("transA") or not attributes.get("alpha", 1) == attributes.get("beta", 1) == 1:
+        return False
+    left, right = state.value(node, 0), state.value(node, 1)
+    bias = state.value(node, 2) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    if not isinstance(left, Tensor) or isinstance(right, Tensor) or isinstance(bias, Tensor):
+        return False
+    outputs = right.shape[0 if attributes.get("transB") else 1]
+    return bias.shape in ((), (1,), (outputs,))
 
 
 def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.ndarray) -> None:
@@ -154,7 +177,8 @@ def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.nda
     if node.op_type == "Gemm" and len(node.input) > 2:
         bias = np.broadcast_to(state.array(state.value(node, 2)), (outputs,))
     follower = state.only_consumer(output, "Add")
-    other = state.vector_operand(follower, output, outputs) if follower is not None else None
+    shape = (*value.shape[:-1], outputs)
+    other = state.vector_operand(follower, output, shape, -1) if follower is not None else None
     if follower is not None and other is not None:
         bias = bias + other
         state.done.add(output := follower.output[0])
@@ -192,8 +216,11 @@ def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Va
 
 @handles("MultiHeadAttention")
 def _attention(state: Lowering, node: onnx.NodeProto) -> None:
-    query, key, value = (state.emit.plain(state.value(node, index)) for index in range(3))
     attributes = attributes_of(node)
+    if any(node.input[3:]) or attributes.get("unidirectional"):
+        by_front_end(state, node)
+        return
+    query, key, value = (state.emit.plain(state.value(node, index)) for index in range(3))
     heads = int(attributes["num_heads"])
     scale = float(attributes.get("scale") or (query.shape[-1] // heads) ** -0.5)
     inputs = [query.expression, key.expression, value.expression, heads, scale]
@@ -217,6 +244,9 @@ def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
 @handles("LayerNormalization")
 def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
+    if attributes_of(node).get("axis", -1) % len(value.shape) != len(value.shape) - 1 or len(node.input) < 3:
+        by_front_end(state, node)
+        return
     gamma, beta = (np.asarray(state.value(node, index)) for index in (1, 2))
     rows, like, count = state.emit.flat(value, -1)
     channels = value.shape[-1]
@@ -238,10 +268,14 @@ def _group_norm(state: Lowering, node: onnx.NodeProto) -> None:
         by_front_end(state, node)
         return
     value = as_tensor(state.values[before.input[0]])
-    channels, groups = value.shape[1], state.value(node, 0).shape[1]
-    gamma = state.vector_operand(product, after.output[0], channels)
-    beta = state.vector_operand(total, product.output[0], channels)
-    if gamma is None or beta is None or (ones != 1).any() or zeros.any():
+    split = state.value(node, 0).shape
+    channels, groups = value.shape[1], split[1]
+    gamma = state.vector_operand(product, after.output[0], value.shape, 1)
+    beta = state.vector_operand(total, product.output[0], value.shape, 1)
+    target = state.values.get(after.input[1])
+    whole = target is None or new_shape(state, after, split) == value.shape
+    fits = whole and split[0] == value.shape[0] and channels % groups == 0
+    if not fits or gamma is None or beta is None or (ones != 1).any() or zeros.any():
         by_front_end(state, node)
         return
     output, silu = total.output[0], False
@@ -249,7 +283,8 @@ def _group_norm(state: Lowering, node: onnx.NodeProto) -> None:
     for product_of_sigmoid in (reader for reader in readers if reader.op_type == "Mul"):
         if len(readers) == 2 and _silu_input(state, product_of_sigmoid) == output:
             sigmoid = next(reader for reader in readers if reader.op_type == "Sigmoid")
-            if len(state.consumers[sigmoid.output[0]]) == 1:
+            inner = {output, sigmoid.output[0]}
+            if len(state.consumers[sigmoid.output[0]]) == 1 and not inner & state.results:
                 state.done |= {sigmoid.output[0], product_of_sigmoid.output[0]}
                 silu, result_name = True, product_of_sigmoid.output[0]
     state.done |= {after.output[0], product.output[0], output}

@@ -27,7 +27,7 @@ _LARGEST_STEPS = 2.0**30
 def _rounding(state: Lowering, node: onnx.NodeProto) -> Rounding | None:
     """Scale and zero point of a node with one of each."""
     scale = np.asarray(state.value(node, 1))
-    zero = np.asarray(state.value(node, 2)) if len(node.input) > 2 else np.zeros(1, np.int8)
+    zero = np.asarray(state.value(node, 2)) if len(node.input) > 2 else np.zeros(1, np.uint8)
     if scale.size != 1 or zero.dtype != np.int8:
         return None
     return Rounding(float(scale.item()), int(zero.item()))
@@ -36,7 +36,7 @@ def _rounding(state: Lowering, node: onnx.NodeProto) -> Rounding | None:
 @handles("QuantizeLinear")
 def _quantize(state: Lowering, node: onnx.NodeProto) -> None:
     value, rounding = state.value(node, 0), _rounding(state, node)
-    if len(node.input) > 2 and np.asarray(state.value(node, 2)).dtype == np.uint8:
+    if len(node.input) < 3 or np.asarray(state.value(node, 2)).dtype == np.uint8:
         raise InputError(
             f"the node '{node.name}' has unsigned activations, but ARM's kernels want signed ones; quantize "
             "the full-precision bundle with --isa aarch64"
@@ -55,11 +55,12 @@ def _dequantize(state: Lowering, node: onnx.NodeProto) -> None:
     if isinstance(value, np.ndarray):
         scales = np.asarray(state.value(node, 1)).ravel()
         zero = np.asarray(state.value(node, 2)) if len(node.input) > 2 else np.zeros(1, value.dtype)
-        if zero.any():  # an activation that depends on nothing, such as the embedding of positions
-            real = (value.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scales
-            state.values[node.output[0]] = real.astype(np.float32)
-            return
         axis = attributes_of(node).get("axis", 1) % max(1, value.ndim)
+        if zero.any():  # an activation that depends on nothing, such as the embedding of positions
+            along = [-1 if other == axis and zero.size > 1 else 1 for other in range(value.ndim)]
+            differences = value.astype(np.int32) - zero.astype(np.int32).reshape(along)
+            state.values[node.output[0]] = RoundedConstant(differences, scales, axis).real()
+            return
         state.values[node.output[0]] = RoundedConstant(value, scales, axis)
         return
     if not isinstance(value, Tensor) or value.rounding is None:
@@ -69,6 +70,26 @@ def _dequantize(state: Lowering, node: onnx.NodeProto) -> None:
     formula = partial(elementary.real_of, scale=rounding.scale, zero_point=rounding.zero_point)
     expression = state.emit.elementwise(formula, value.expression, "dequantize")
     state.values[node.output[0]] = Tensor(expression, value.layout, rounded=value)
+
+
+def is_exact(
+    state: Lowering, node: onnx.NodeProto, integers: Tensor, weight: RoundedConstant, axis: int
+) -> bool:
+    """Whether a layer whose outputs are the weight's `axis` can be computed with integers.
+
+    Its weight has a scale for every output or one in all, and its bias counts in steps of the accumulator or
+    fits into it.
+    """
+    if weight.scales.size > 1 and weight.axis != axis:
+        return False
+    if node.op_type == "MatMul" or len(node.input) < 3:
+        return True
+    assert integers.rounding is not None
+    bias, outputs = state.value(node, 2), weight.shape[axis]
+    if isinstance(bias, RoundedConstant) and bias.values.dtype == np.int32:
+        return np.allclose(bias.scales, integers.rounding.scale * _scales(weight, outputs), rtol=1e-5, atol=0)
+    steps = _steps(state.array(bias), integers.rounding, weight, outputs)
+    return bool(np.abs(steps).max() < _LARGEST_STEPS)
 
 
 def convolve_rounded(
@@ -105,7 +126,8 @@ def multiply_rounded(
     if node.op_type == "MatMul":
         bias = np.zeros(outputs, np.int32)
         follower = state.only_consumer(output, "Add")
-        other = state.vector_operand(follower, output, outputs) if follower is not None else None
+        shape = (*integers.shape[:-1], outputs)
+        other = state.vector_operand(follower, output, shape, -1) if follower is not None else None
         steps = None if other is None else _steps(other, integers.rounding, weight, outputs)
         if follower is not None and steps is not None and np.abs(steps).max() < _LARGEST_STEPS:
             bias = steps.astype(np.int32)
@@ -156,8 +178,7 @@ def _bias(
     if isinstance(value, RoundedConstant) and value.values.dtype == np.int32:
         return np.ascontiguousarray(np.broadcast_to(value.values, (outputs,)))
     real = value.real() if isinstance(value, RoundedConstant) else np.asarray(value)
-    steps = _steps(real, rounding, weight, outputs)
-    return np.clip(steps, -_LARGEST_STEPS, _LARGEST_STEPS).astype(np.int32)
+    return _steps(real, rounding, weight, outputs).astype(np.int32)
 
 
 def _steps(real: np.ndarray, rounding: Rounding, weight: RoundedConstant, outputs: int) -> np.ndarray:

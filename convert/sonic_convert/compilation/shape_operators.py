@@ -35,12 +35,14 @@ def _transpose(state: Lowering, node: onnx.NodeProto) -> None:
 @handles("Reshape", "Unsqueeze", "Squeeze", "Flatten")
 def _reshape(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
-    state.values[node.output[0]] = state.emit.reshaped(value, _new_shape(state, node, value.shape))
+    state.values[node.output[0]] = state.emit.reshaped(value, new_shape(state, node, value.shape))
 
 
-def _new_shape(state: Lowering, node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
+def new_shape(state: Lowering, node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a node that changes the shape alone makes of it."""
     if node.op_type == "Flatten":
-        axis = attributes_of(node).get("axis", 1) % (len(shape) + 1)
+        axis = attributes_of(node).get("axis", 1)
+        axis += len(shape) if axis < 0 else 0
         return (int(np.prod(shape[:axis])), int(np.prod(shape[axis:])))
     if node.op_type == "Reshape":
         wanted = [int(size) for size in np.asarray(state.value(node, 1))]
@@ -81,9 +83,9 @@ def _split(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     axis = attributes_of(node).get("axis", 0) % len(value.shape)
     count = len(node.output)
-    even = np.full(count, value.shape[axis] // count)
+    even = np.full(count, -(-value.shape[axis] // count))  # the last may be smaller
     sizes = np.asarray(state.value(node, 1)) if len(node.input) > 1 else even
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = np.minimum(np.concatenate([[0], np.cumsum(sizes)]), value.shape[axis])
     for name, begin, end in zip(node.output, starts[:-1], starts[1:], strict=True):
         state.values[name] = _sliced(state, value, {axis: (int(begin), int(end), 1)})
 

@@ -32,7 +32,7 @@ class Picture:
             InputError: it is none.
         """
         width, _, height = text.partition("x")
-        if not (width.isdigit() and height.isdigit()):
+        if not (width.isdecimal() and height.isdecimal()):
             raise InputError(f"the size '{text}' should be WIDTHxHEIGHT in pixels, such as 512x512")
         return cls(int(height), int(width))
 

@@ -90,7 +90,7 @@ class Emitter:
         if isinstance(value, Tensor):
             return value
         value = value.real() if isinstance(value, RoundedConstant) else value
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")  # ascontiguousarray would give a scalar an axis
         return Tensor(relax.const(array, array.dtype.name), Layout.plain(array.shape), array.dtype.name)
 
     def reshape(self, expression: Any, old: Sequence[int], new: Sequence[int]) -> Any:
@@ -105,7 +105,7 @@ class Emitter:
         if isinstance(value, RoundedConstant):
             value = value.real()
         if not isinstance(value, Tensor):
-            array = np.ascontiguousarray(np.transpose(value, order))
+            array = np.asarray(np.transpose(value, order), order="C")
             layout = Layout(value.shape, order)
             return Tensor(relax.const(array, array.dtype.name), layout, array.dtype.name)
         layout = value.layout.with_order(order)

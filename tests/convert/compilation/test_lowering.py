@@ -1,0 +1,550 @@
+"""Every operator that is lowered here, compiled for this machine, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from sonic.errors import InputError
+from sonic_convert.compilation.lowering import lower
+
+Agrees = Callable[..., Any]
+RANDOM = np.random.default_rng(0)
+EXACTLY = 0.0
+
+
+def node(operator: str, inputs: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
+    """A node whose inputs and outputs are told as words; "-" is an input that is left out."""
+    names = ["" if name == "-" else name for name in inputs.split()]
+    results = outputs.split()
+    domain = "com.microsoft" if operator == "MultiHeadAttention" else ""
+    return helper.make_node(operator, names, results, f"/{results[0]}", domain=domain, **attributes)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def numbers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+#: A product of 1 x 1 leaves a picture with its channels last in memory.
+LAST = [node("Conv", "x one", "last")]
+ONE = np.eye(6, dtype=np.float32)[:, :, None, None]
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "attributes", "function"),
+    [
+        ((2, 6, 5, 7), (4, 6, 3, 3), {"pads": [1, 1, 1, 1]}, "convolution2d"),
+        ((1, 6, 8, 9), (5, 6, 3, 3), {"strides": [2, 2], "pads": [0, 0, 1, 1]}, "convolution2d"),
+        ((1, 6, 8, 9), (5, 6, 2, 3), {"strides": [1, 2], "pads": [0, 1, 2, 3]}, "convolution2d"),
+        ((3, 6, 4, 4), (5, 6, 1, 1), {}, "convolution2d"),
+        ((2, 6, 11), (4, 6, 3), {"pads": [1, 0]}, "convolution2d"),
+        ((2, 6, 11), (4, 6, 3), {"pads": [1, 1], "strides": [2]}, "convolution2d"),
+        ((1, 70, 6, 5), (70, 70, 3, 3), {"pads": [1, 1, 1, 1]}, "winograd_convolution2d"),
+        ((1, 70, 6, 5), (8, 70, 3, 3), {"pads": [4, 1, 1, 1]}, "convolution2d"),
+        ((1, 6, 8, 8), (9, 2, 3, 3), {"group": 3, "pads": [1, 1, 1, 1]}, None),
+        ((1, 6, 9, 8), (4, 6, 3, 3), {"dilations": [2, 1]}, None),
+        ((1, 6, 11), (4, 6, 3), {"dilations": [3]}, None),
+        ((1, 6, 3, 8, 8), (4, 6, 3, 1, 1), {"pads": [1, 0, 0, 1, 0, 0]}, None),
+        ((1, 6, 8, 7), (4, 6, 3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, None),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution(
+    agrees: Agrees, shape: Any, weight: Any, attributes: Any, function: str | None, bias: bool
+) -> None:
+    weights = {"w": normal(*weight)} | ({"b": normal(weight[0])} if bias else {})
+    done = agrees([node("Conv", "x w b" if bias else "x w", **attributes)], weights, {"x": normal(*shape)})
+    assert done.calls == ({} if function is None else {function: 1})
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_any_convolution(agrees: Agrees, data: st.DataObject) -> None:
+    def draw(least: int, most: int) -> int:
+        return data.draw(st.integers(least, most))
+
+    axes = draw(1, 2)
+    groups = draw(1, 2)
+    kernel, strides = [draw(1, 4) for _ in range(axes)], [draw(1, 3) for _ in range(axes)]
+    dilations = [draw(1, 2) for _ in range(axes)]
+    pads = [draw(0, 3) for _ in range(2 * axes)]
+    sizes = [draw(1, 9) for _ in range(axes)]
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    assume(all(s + pads[i] + pads[i + axes] >= spans[i] for i, s in enumerate(sizes)))
+    channels, outputs = groups * draw(1, 5), groups * draw(1, 5)
+    weights = {"w": normal(outputs, channels // groups, *kernel), "b": normal(outputs)}
+    attributes: dict[str, Any] = {"pads": pads, "strides": strides, "dilations": dilations, "group": groups}
+    x = normal(draw(1, 2), channels, *sizes)
+    done = agrees([node("Conv", "x w b", **attributes)], weights, {"x": x})
+    assert sum(done.calls.values()) == (groups == 1 and set(dilations) == {1})
+
+
+def test_layers_of_one_shape_have_keys_of_their_own(agrees: Agrees) -> None:
+    """The library keeps weights under keys: equal ones may be shared, others must not."""
+    nodes = [
+        node("Conv", "x w0 b0", "a"), node("Conv", "a w1 b1", "b"), node("Conv", "b w0 b1", "c"),
+        node("Conv", "c w0 b1", "y", strides=[2, 1]),
+    ]  # fmt: skip
+    weights = {"w0": normal(6, 6, 2, 1), "w1": normal(6, 6, 2, 1), "b0": normal(6), "b1": normal(6)}
+    done = agrees(nodes, weights, {"x": normal(1, 6, 9, 5)})
+    assert len(done.lowered.keys) == len(done.lowered.weights) == 2
+
+
+# Products
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6), (2, 3, 4, 6), (1, 6)])
+def test_product_with_a_constant(agrees: Agrees, shape: tuple[int, ...]) -> None:
+    done = agrees([node("MatMul", "x w")], {"w": normal(6, 7)}, {"x": normal(*shape)})
+    assert done.calls == {"linear": 1}
+
+
+@pytest.mark.parametrize(
+    ("added", "merged"),
+    [((7,), True), ((1,), False), ((1, 7), True), ((1, 1, 7), True), ((7, 1), False), ((1, 1, 1, 7), False)],
+)
+def test_a_vector_that_is_added_becomes_the_bias(
+    agrees: Agrees, added: tuple[int, ...], merged: bool
+) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "b a")]
+    weights = {"w": normal(6, 7), "b": normal(*added)}
+    done = agrees(nodes, weights, {"x": normal(2, 7, 6)})
+    assert done.calls == {"linear": 1}
+    assert done.count("add") == (0 if merged else 1)
+
+
+def test_a_product_that_is_read_twice_keeps_its_sum_apart(agrees: Agrees) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b", "c"), node("Mul", "a c")]
+    agrees(nodes, {"w": normal(6, 7), "b": normal(7)}, {"x": normal(2, 6)})
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b")]
+    agrees(nodes, {"w": normal(6, 7), "b": normal(7)}, {"x": normal(2, 6)}, ("a", "y"))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((5, 6), (6, 7)), ((2, 5, 6), (2, 6, 7)), ((2, 5, 6), (6, 7)), ((5, 6), (3, 6, 7)),
+        ((2, 1, 5, 6), (3, 6, 7)), ((2, 3, 5, 6), (2, 3, 6, 7)), ((1, 5, 6), (4, 6, 1)),
+    ],
+)  # fmt: skip
+def test_product_of_what_varies(agrees: Agrees, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    done = agrees([node("MatMul", "a b")], {}, {"a": normal(*a), "b": normal(*b)})
+    assert done.calls == {"batch_matmul": 1}
+    if len(b) > 2:  # a stack of constants
+        assert agrees([node("MatMul", "a b")], {"b": normal(*b)}, {"a": normal(*a)}).calls == done.calls
+    agrees([node("MatMul", "a b")], {"a": normal(*a)}, {"b": normal(*b)})
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_a_transposed_operand_is_not_moved(agrees: Agrees, batch: tuple[int, ...]) -> None:
+    count = len(batch)
+    turned = [*range(count), count + 1, count]
+    nodes = [node("Transpose", "b", "t", perm=turned), node("MatMul", "a t")]
+    done = agrees(nodes, {}, {"a": normal(*batch, 5, 6), "b": normal(*batch, 7, 6)})
+    assert done.calls == {"batch_matmul": 1}
+    assert done.count("permute_dims") == 0
+    both = [node("Transpose", "a", "s", perm=turned), node("Transpose", "b", "t", perm=turned)]
+    agrees([*both, node("MatMul", "s t")], {}, {"a": normal(*batch, 6, 5), "b": normal(*batch, 7, 6)})
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "attributes"),
+    [
+        ((6, 7), (7,), {}), ((7, 6), (7,), {"transB": 1}), ((6, 7), None, {}), ((6, 7), (1,), {}),
+        ((6, 7), (1, 7), {}), ((6, 7), (), {}), ((6, 7), (5, 1), {}), ((6, 7), (5, 7), {}),
+        ((6, 7), (7,), {"alpha": 0.5, "beta": 2.0}), ((6, 7), (7,), {"transA": 1}),
+    ],
+)  # fmt: skip
+def test_gemm(agrees: Agrees, weight: Any, bias: Any, attributes: dict[str, Any]) -> None:
+    weights = {"w": normal(*weight)} | ({} if bias is None else {"b": normal(*bias)})
+    inputs = "x w" if bias is None else "x w b"
+    x = normal(*((6, 5) if attributes.get("transA") else (5, 6)))
+    agrees([node("Gemm", inputs, **attributes)], weights, {"x": x})
+
+
+def test_gemm_of_what_varies(agrees: Agrees) -> None:
+    feeds = {"x": normal(5, 6), "w": normal(7, 6), "b": normal(7)}
+    agrees([node("Gemm", "x w b", transB=1)], {}, feeds)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("keys", [5, 9])
+def test_attention(agrees: Agrees, scale: float | None, keys: int) -> None:
+    attributes: dict[str, Any] = {"num_heads": 3} | ({} if scale is None else {"scale": scale})
+    feeds = {"q": normal(2, 5, 12), "k": normal(2, keys, 12), "v": normal(2, keys, 12)}
+    done = agrees([node("MultiHeadAttention", "q k v", **attributes)], {}, feeds)
+    assert done.calls == {"attention": 1}
+
+
+def test_attention_with_more_inputs_is_refused(graph_of: Callable[..., onnx.ModelProto]) -> None:
+    feeds = {name: normal(2, 5, 12) for name in "qkv"}
+    nodes = [node("MultiHeadAttention", "q k v b", num_heads=3)]
+    with pytest.raises(InputError, match="MultiHeadAttention"):
+        lower(graph_of(nodes, {"b": normal(36)}, feeds), {}, Path())
+
+
+# Normalisations
+
+
+@pytest.mark.parametrize("axis", [-1, 1, 2, 0])
+def test_softmax(agrees: Agrees, axis: int) -> None:
+    done = agrees([node("Softmax", "x", axis=axis)], {}, {"x": 5 * normal(3, 4, 5)})
+    assert done.calls == {"softmax": 1}
+    turned = [node("Transpose", "x", "t", perm=[2, 0, 1]), node("Softmax", "t", axis=axis)]
+    agrees(turned, {}, {"x": 5 * normal(3, 4, 5)})
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.sampled_from((1e-5, 1e-3)), st.booleans())
+def test_layer_norm(agrees: Agrees, shape: list[int], epsilon: float, turned: bool) -> None:
+    shape[-1] *= 5
+    gamma, beta = normal(shape[-1]), normal(shape[-1])
+    x = normal(*(reversed(shape) if turned else shape))
+    nodes = [node("Transpose", "x", "t")] if turned else [node("Identity", "x", "t")]
+    nodes.append(node("LayerNormalization", "t g b", axis=-1, epsilon=epsilon))
+    done = agrees(nodes, {"g": gamma, "b": beta}, {"x": x})
+    assert done.has_program("layer_norm")
+
+
+def test_layer_norm_over_several_axes_or_without_beta(agrees: Agrees) -> None:
+    x = normal(2, 3, 4)
+    agrees([node("LayerNormalization", "x g", axis=-1)], {"g": normal(4)}, {"x": x})
+    agrees(
+        [node("LayerNormalization", "x g b", axis=1)], {"g": normal(3, 4), "b": normal(3, 4)}, {"x": x}
+    )
+
+
+def group_norm(channels: int, *shape: int, silu: bool = False) -> list[onnx.NodeProto]:
+    """As PyTorch's exporter writes it, of x, which has been called a."""
+    nodes = [
+        node("Reshape", "a split", "r"), node("InstanceNormalization", "r ones zeros", "n", epsilon=1e-4),
+        node("Reshape", "n whole", "w"), node("Mul", "w g", "m"), node("Add", "m b", "s" if silu else "y"),
+    ]  # fmt: skip
+    return [*nodes, node("Sigmoid", "s", "l"), node("Mul", "s l")] if silu else nodes
+
+
+def group_norm_weights(groups: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    ones = [1] * (len(shape) - 2)
+    return {
+        "split": numbers(0, groups, -1), "ones": np.ones(groups, np.float32),
+        "zeros": np.zeros(groups, np.float32), "whole": numbers(*shape),
+        "g": normal(shape[1], *ones), "b": normal(shape[1], *ones),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("shape", "groups"), [((2, 6, 5, 7), 3), ((1, 6, 4, 4), 6), ((3, 6, 5, 1), 2)])
+def test_group_norm(agrees: Agrees, shape: tuple[int, ...], groups: int, last: bool, silu: bool) -> None:
+    before = node("Conv", "x one", "a") if last else node("Relu", "x", "a")
+    weights = group_norm_weights(groups, shape) | {"one": ONE}
+    done = agrees([before, *group_norm(6, silu=silu)], weights, {"x": normal(*shape)})
+    assert done.has_program("group_norm")
+    assert done.count("permute_dims") == 2  # to channels last, and back at the end
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_group_norm_of_any_shape(agrees: Agrees, data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, 4))
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    shape = (data.draw(st.integers(1, 3)), groups * data.draw(st.integers(1, 5)), *sizes)
+    assume(np.prod(shape[2:]) * shape[1] // groups > 1)
+    nodes = [node("Relu", "x", "a"), *group_norm(6, silu=data.draw(st.booleans()))]
+    done = agrees(nodes, group_norm_weights(groups, shape), {"x": normal(*shape)}, tolerance=3e-5)
+    assert done.has_program("group_norm")
+
+
+def test_what_looks_like_group_norm(agrees: Agrees) -> None:
+    """InstanceNormalization with its own scales, without what follows, of other axes, or read twice."""
+    x, shape = normal(2, 6, 6, 6), (2, 6, 6, 6)
+    weights = group_norm_weights(3, shape)
+    before = node("Relu", "x", "a")
+
+    def left_alone(nodes: list[onnx.NodeProto], other: dict[str, np.ndarray], *more: str) -> None:
+        done = agrees([before, *nodes], weights | other, {"x": x}, ("y", *more))
+        assert not done.has_program("group_norm")
+
+    left_alone(group_norm(6), {"ones": normal(3)})
+    left_alone(group_norm(6), {"zeros": normal(3)})
+    left_alone(group_norm(6), {"g": normal(6)})  # along the width, which is 6 too
+    left_alone(group_norm(6), {"b": normal(6, 1)})  # along the height
+    left_alone(group_norm(6), {"g": normal(1)})
+    left_alone([*group_norm(6)[:3], node("Mul", "w g")], {})
+    left_alone(group_norm(6), {}, "w")
+    left_alone([node("InstanceNormalization", "a o z")], {"o": normal(6), "z": normal(6)})
+    # Groups of a picture's rows: what is normalised has other axes than what comes out.
+    left_alone(group_norm(6), {"split": numbers(1, 3, -1)})
+    left_alone(group_norm(6), {"whole": numbers(4, 3, 6, 6), "g": normal(3, 1, 1), "b": normal(3, 1, 1)})
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("y", "s"), ("y", "l"), ("y", "t")])
+def test_silu_whose_parts_are_read_too(agrees: Agrees, outputs: tuple[str, ...]) -> None:
+    shape = (2, 6, 5, 7)
+    nodes = [node("Relu", "x", "a"), *group_norm(6, silu=True), node("Add", "s x", "t")]
+    nodes = nodes if "t" in outputs else nodes[:-1]
+    agrees(nodes, group_norm_weights(3, shape), {"x": normal(*shape)}, outputs)
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("operator", ["Relu", "Neg", "Abs", "Sin", "Cos", "Tanh", "Floor", "Sigmoid", "Erf",
+                                      "Exp", "Sqrt"])  # fmt: skip
+def test_functions(agrees: Agrees, operator: str) -> None:
+    x = 3 * normal(2, 6, 3, 5)
+    x = np.abs(x) if operator == "Sqrt" else x
+    agrees([node(operator, "x")], {}, {"x": x})
+    agrees([*LAST, node(operator, "last")], {"one": ONE}, {"x": x})
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Min", "Max", "Pow"])
+def test_two_operands(agrees: Agrees, operator: str) -> None:
+    a, b = np.abs(normal(2, 6, 3, 5)) + 0.5, np.abs(normal(2, 6, 3, 5)) + 0.5
+    agrees([node(operator, "x b")], {}, {"x": a, "b": b})
+    for nodes in ([*LAST, node(operator, "last b")], [*LAST, node(operator, "b last")]):
+        agrees(nodes, {"one": ONE}, {"x": a, "b": b})
+        agrees(nodes, {"one": ONE, "b": b[0]}, {"x": a})
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_operands_of_any_shape_and_layout(agrees: Agrees, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, 4))
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank))
+    feeds, nodes = {}, []
+    for name in ("a", "b"):
+        axes = data.draw(st.integers(0, rank))
+        sizes = [data.draw(st.sampled_from((1, size))) for size in shape[rank - axes :]]
+        permutation = data.draw(st.permutations(range(axes)))
+        feeds[name] = normal(*(sizes[axis] for axis in permutation))
+        back = [permutation.index(axis) for axis in range(axes)]
+        turn = node("Transpose", name, f"{name}t", perm=back) if axes else node("Identity", name, f"{name}t")
+        nodes.append(turn)
+    constant = data.draw(st.sampled_from(("a", "b", None)))
+    weights = {constant: feeds.pop(constant)} if constant else {}
+    agrees([*nodes, node("Sub", "at bt")], weights, feeds, tolerance=EXACTLY)
+
+
+def test_silu(agrees: Agrees) -> None:
+    for product in ("x s", "s x"):
+        done = agrees([node("Sigmoid", "x", "s"), node("Mul", product)], {}, {"x": 4 * normal(3, 40)})
+        assert "silu" in done.lowered.module.script()
+    other = [node("Sigmoid", "x", "s"), node("Mul", "s b")]
+    done = agrees(other, {}, {"x": normal(3, 40), "b": normal(3, 40)})
+    assert "silu" not in done.lowered.module.script()
+
+
+def test_more_than_two_operands(agrees: Agrees) -> None:
+    feeds = {"a": normal(3, 4), "b": normal(4), "c": normal(3, 1)}
+    for operator in ("Min", "Max"):
+        agrees([node(operator, "a b c")], {}, feeds, tolerance=EXACTLY)
+        agrees([node(operator, "a")], {}, {"a": feeds["a"]}, tolerance=EXACTLY)
+
+
+# What only moves numbers
+
+
+def moves(agrees: Agrees, *nodes: onnx.NodeProto, x: np.ndarray | None = None, **weights: np.ndarray) -> Any:
+    """Of x, and of `last`, which is as large and has its channels last in memory."""
+    x = normal(2, 6, 4, 5) if x is None else x
+    agrees([node("Identity", "x", "last"), *nodes], weights, {"x": x}, tolerance=EXACTLY)
+    return agrees([*LAST, *nodes], weights | {"one": ONE}, {"x": x})
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_chains_of_transpositions_and_reshapes(agrees: Agrees, data: st.DataObject) -> None:
+    x = normal(*data.draw(st.lists(st.sampled_from((1, 2, 3, 4)), min_size=1, max_size=4)))
+    array, nodes, weights = x, [], {}
+    for step in range(data.draw(st.integers(1, 4))):
+        before, after = f"v{step}" if step else "x", f"v{step + 1}"
+        if data.draw(st.booleans()):
+            permutation = data.draw(st.permutations(range(array.ndim)))
+            nodes.append(node("Transpose", before, after, perm=permutation))
+            array = array.transpose(permutation)
+        else:
+            shape = list(array.shape)
+            position = data.draw(st.integers(0, len(shape) - 1))
+            shape[position : position + 2] = [int(np.prod(shape[position : position + 2]))]
+            shape.insert(data.draw(st.integers(0, len(shape))), 1)
+            weights[f"s{step}"] = np.array(shape)
+            nodes.append(node("Reshape", f"{before} s{step}", after))
+            array = array.reshape(shape)
+    done = agrees([*nodes, node("Identity", after)], weights, {"x": x}, tolerance=EXACTLY)
+    assert done.y.shape == array.shape
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])
+def test_concat_of_different_layouts(agrees: Agrees, axis: int) -> None:
+    c = normal(2, 6, 4, 5)
+    moves(agrees, node("Concat", "x last c", axis=axis), c=c)
+    moves(agrees, node("Concat", "c last x c", axis=axis), c=c)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_split(agrees: Agrees, axis: int) -> None:
+    x = normal(6, 6, 6, 6)
+    sizes = {"sizes": numbers(1, 3, 2)}
+    for nodes, more in (
+        ([node("Split", "last sizes", "a b c", axis=axis)], sizes),
+        ([node("Split", "last", "a b c", axis=axis, num_outputs=3)], {}),
+        ([node("Split", "last", "a b c d", axis=axis, num_outputs=4)], {}),
+    ):
+        joined = " ".join(name for name in reversed(nodes[0].output))
+        moves(agrees, *nodes, node("Concat", joined, axis=axis), x=x, **more)
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "steps"),
+    [
+        ((1,), (3,), (1,), None), ((1, 0), (4, 3), (-3, 3), None), ((0,), (2**62,), (2,), (2,)),
+        ((-3,), (-1,), (-1,), (1,)), ((1, 1, 0), (2, 4, 3), None, None), ((-1,), (-(2**62),), (1,), (-1,)),
+        ((0,), (6,), (1,), (4,)),
+    ],
+)  # fmt: skip
+def test_slice(agrees: Agrees, starts: Any, ends: Any, axes: Any, steps: Any) -> None:
+    weights = {"starts": numbers(*starts), "ends": numbers(*ends)}
+    inputs = "last starts ends"
+    if axes is not None:
+        weights["axes"], inputs = numbers(*axes), f"{inputs} axes"
+    if steps is not None:
+        weights["steps"], inputs = numbers(*steps), f"{inputs} steps"
+    moves(agrees, node("Slice", inputs), **weights)
+
+
+@pytest.mark.parametrize("indices", [2, -1, [1], [[0]], [2, 0, 1]])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_gather(agrees: Agrees, indices: Any, axis: int) -> None:
+    moves(agrees, node("Gather", "last i", axis=axis), x=normal(3, 6, 4, 5), i=np.array(indices))
+
+
+def test_gather_of_a_constant(agrees: Agrees) -> None:
+    feeds = {"i": np.array([[0, 3], [2, 2]])}
+    agrees([node("Gather", "table i")], {"table": normal(4, 5)}, feeds, tolerance=EXACTLY)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 6, 4, 5), (1, 1, 1, 1), (2, 6, 4, 5), (1,)])
+def test_expand(agrees: Agrees, shape: tuple[int, ...]) -> None:
+    moves(agrees, node("Expand", "last shape"), shape=numbers(*shape))
+    small = normal(2, 6, 1, 1)
+    moves(agrees, node("Expand", "last shape"), x=small, shape=numbers(*shape))
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_depth_to_space(agrees: Agrees, mode: str) -> None:
+    weights = {"w": normal(12, 6, 1, 1)}
+    nodes = [node("Conv", "x w", "a"), node("DepthToSpace", "a", blocksize=2, mode=mode)]
+    agrees(nodes, weights, {"x": normal(2, 6, 3, 5)})
+    agrees([node("DepthToSpace", "x", blocksize=2, mode=mode)], {}, {"x": normal(2, 12, 3, 5)}, tolerance=0)
+
+
+def test_shapes(agrees: Agrees) -> None:
+    moves(agrees, node("Flatten", "last"))
+    moves(agrees, node("Flatten", "last", axis=-1))
+    moves(agrees, node("Flatten", "last", axis=0))
+    moves(agrees, node("Unsqueeze", "last axes", "u"), node("Squeeze", "u axes"), axes=numbers(0, -1, 2))
+    moves(agrees, node("Squeeze", "last"), x=normal(1, 6, 1, 5))
+    moves(agrees, node("Squeeze", "last axes"), x=normal(1, 6, 1, 5), axes=numbers(-2))
+    moves(agrees, node("Reshape", "last shape"), shape=numbers(0, -1, 5))
+    moves(agrees, node("Reshape", "last shape"), shape=numbers(2, 2, 3, 20))
+    moves(agrees, node("Transpose", "last"))
+    moves(agrees, node("Dropout", "last"))
+
+
+def test_a_shape_is_known_before_the_program_runs(agrees: Agrees) -> None:
+    nodes = [
+        node("Shape", "x", "all"), node("Shape", "x", "middle", start=1, end=-1),
+        node("Slice", "all zero one", "batch"), node("Concat", "middle batch rest", "shape", axis=0),
+        node("Reshape", "x shape"),
+    ]  # fmt: skip
+    weights = {"zero": numbers(0), "one": numbers(1), "rest": numbers(-1)}
+    done = agrees(nodes, weights, {"x": normal(2, 6, 4, 5)}, tolerance=EXACTLY)
+    assert done.y.shape == (6, 4, 2, 5)
+
+
+def test_constants_are_folded(agrees: Agrees) -> None:
+    nodes = [
+        node("Constant", "", "two", value_float=2.0), node("Mul", "half two", "one"),
+        node("Cast", "one", "c", to=1), node("Transpose", "matrix", "turned"),
+        node("MatMul", "x turned", "m"), node("Mul", "m c"),
+    ]  # fmt: skip
+    weights = {"half": np.float32(0.5), "matrix": normal(7, 6).astype(np.float32)}
+    done = agrees(nodes, weights, {"x": normal(3, 6)})
+    assert done.calls == {"linear": 1}
+    assert next(iter(done.lowered.weights.values())).shape == (6, 7)
+
+
+def test_halves_are_widened_when_lowered(agrees: Agrees) -> None:
+    nodes = [node("Cast", "half", "w", to=1), node("MatMul", "x w")]
+    done = agrees(nodes, {"half": normal(6, 7).astype(np.float16)}, {"x": normal(3, 6)})
+    assert done.calls == {"linear": 1}
+    assert {array.dtype for array in done.lowered.weights.values()} == {np.dtype(np.float32)}
+
+
+def test_results_that_are_inputs_or_constants(agrees: Agrees) -> None:
+    nodes = [
+        node("Identity", "x"), node("Identity", "c", "z"), node("Relu", "x", "r"), node("Identity", "r", "s"),
+    ]  # fmt: skip
+    agrees(nodes, {"c": normal(3)}, {"x": normal(2, 3)}, ("y", "z", "r", "s"), tolerance=EXACTLY)
+
+
+def test_operators_of_tvms_own_front_end(agrees: Agrees) -> None:
+    """On tensors in whatever layout, with one or several results."""
+    nodes = [
+        *LAST, node("ReduceMean", "last axes", "m"), node("Resize", "last - scales", "r", mode="nearest"),
+        node("Where", "c last m", "y"), node("Greater", "last m", "c"),
+    ]  # fmt: skip
+    nodes[-1], nodes[-2] = nodes[-2], nodes[-1]
+    weights = {"one": ONE, "axes": numbers(1), "scales": np.array([1, 1, 2, 2], np.float32)}
+    agrees(nodes, weights, {"x": normal(2, 6, 4, 5)}, ("y", "r", "m", "c"))
+
+
+def test_without_the_library(agrees: Agrees) -> None:
+    nodes = [
+        node("Conv", "x w b", "c", pads=[1, 1, 1, 1]), node("Reshape", "c rows", "r"),
+        node("MatMul", "r m", "p"), node("Transpose", "p", "t", perm=[0, 2, 1]), node("MatMul", "p t", "u"),
+        node("Softmax", "u", "s"), node("LayerNormalization", "s l k"),
+        node("Gather", "p zero", "q", axis=0), node("Gemm", "q n o", "g", transB=1),
+    ]  # fmt: skip
+    weights = {
+        "w": normal(8, 6, 3, 3), "b": normal(8), "rows": numbers(0, 0, -1), "m": normal(20, 9),
+        "n": normal(4, 9), "o": normal(4), "l": normal(8), "k": normal(8), "zero": np.int64(0),
+    }  # fmt: skip
+    feeds = {"x": normal(2, 6, 4, 5)}
+    done = agrees(nodes, weights, feeds, ("y", "g"), use_library=False)
+    assert done.calls == {} and not done.lowered.weights
+
+
+# Errors
+
+
+def test_an_operator_that_is_not_supported(graph_of: Callable[..., onnx.ModelProto]) -> None:
+    unknown = node("StringNormalizer", "x")
+    unknown.name = "/a/node"
+    model = graph_of([unknown], {}, {"x": normal(3)})
+    with pytest.raises(InputError, match=r"operator StringNormalizer \(node '/a/node'\) cannot be compiled"):
+        lower(model, {}, Path())
+
+
+def test_a_missing_shape(graph_of: Callable[..., onnx.ModelProto]) -> None:
+    model = graph_of([node("Relu", "x")], {}, {"x": normal(2, 3)})
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "count"
+    with pytest.raises(InputError, match="the input 'x' has dynamic axes; give a shape for it"):
+        lower(model, {}, Path())
+    assert lower(model, {"x": (4, 3)}, Path()).inputs == ("x",)
