@@ -50,7 +50,7 @@ test: $(READY) ## run the fast tests
 	$(BIN)/python -m pytest -m 'not slow and not aarch64'
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
-	$(BIN)/python -m pytest -m aarch64
+	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot

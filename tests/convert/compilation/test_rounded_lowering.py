@@ -172,6 +172,29 @@ def test_layers_one_after_another(agrees: Agrees) -> None:
     assert done.count("permute_dims") == 2  # of the picture: its integers, and its real numbers
 
 
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_equal_integers_of_other_layers_have_keys_of_their_own(agrees: Agrees, operator: str) -> None:
+    """The library keeps scales and biases with the weight."""
+    net = Network()
+    shape, axis = ((6, 6), 1) if operator == "MatMul" else ((6, 6, 1, 1), 0)
+    x = normal(5, 6) if operator == "MatMul" else normal(1, 6, 2, 3)
+    a = net.rounded("x", "a")
+    outputs = []
+    for name in "uvw":
+        inputs = [a, net.weight(name, shape, axis)]
+        net.weights[f"{name}.q"] = net.weights["u.q"]
+        if name == "w":
+            net.weights["w.scale"] = net.weights["v.scale"]
+        if operator == "Conv":
+            inputs.append(net.bias(f"{name}.b", name, 6))
+        result = net.add(operator, " ".join(inputs), f"{name}.p")
+        if operator == "MatMul":
+            result = net.add("Add", f"{result} {net.constant(f'{name}.b', normal(6))}", f"{name}.s")
+        outputs.append(result)
+    done = agrees(net.nodes, net.weights, {"x": x}, outputs, tolerance=1e-3)
+    assert len(done.lowered.weights) == 1 and len(done.lowered.keys) == 3
+
+
 @pytest.mark.parametrize("operator", ["Transpose", "Reshape", "Concat", "Slice", "Relu"])
 def test_integers_that_are_moved(agrees: Agrees, operator: str) -> None:
     """Between QuantizeLinear and DequantizeLinear."""

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm import te
 
+from sonic_convert.compilation.scheduling import schedule_elementwise
 from sonic_convert.compilation.tensor_programs import group_norm, lanes_of, layer_norm, tasks_of
 
 EPSILON = 1e-5
@@ -43,17 +45,18 @@ def exact_group_norm(
     return y / (1 + np.exp(-y)) if silu else y
 
 
-@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "positions", "channels", "groups"),
+    ("batch", "positions", "channels", "groups", "silu"),
     [
-        (1, 1, 6, 3),  # one position
-        (2, 7, 20, 5),
-        (3, 97, 30, 10),
-        (1, 101, 17, 17),  # channels by themselves, and no vectors
-        (1, 13, 7, 1),
-        (1, 1031, 96, 32),  # much work, but a prime number of positions
-        (2, 1024, 64, 32),  # several tasks
+        (1, 1, 6, 3, False),  # one position
+        (2, 7, 20, 5, True),
+        (3, 97, 30, 10, False),
+        (3, 97, 30, 10, True),
+        (1, 101, 17, 17, False),  # channels by themselves, and no vectors
+        (1, 13, 7, 1, True),
+        (1, 1031, 96, 32, True),  # much work, but a prime number of positions
+        (2, 1024, 64, 32, False),  # several tasks
+        (2, 1024, 64, 32, True),
     ],
 )
 def test_group_norm(batch: int, positions: int, channels: int, groups: int, silu: bool) -> None:
@@ -118,6 +121,26 @@ def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:
         assert len(seen) > 1 or len(os.sched_getaffinity(0)) == 1
         for other in results[1:]:
             np.testing.assert_array_equal(other, results[0])
+
+
+def test_elementwise_loops_are_vectors_that_threads_share() -> None:
+    """And sums are left alone, whose order would depend on it."""
+    x = te.placeholder((1024, 64), "float32", name="x")
+    column = te.reduce_axis((0, 64), name="column")
+    results = {
+        "double": te.compute(x.shape, lambda i, j: x[i, j] * 2),
+        "few": te.compute((7,), lambda i: x[i, 0] + 1),
+        "total": te.compute((1024,), lambda i: te.sum(x[i, column], axis=column)),
+    }
+    functions = {name: te.create_prim_func([x, y]) for name, y in results.items()}
+    scheduled = schedule_elementwise(tvm.IRModule(functions))
+    scripts = {variable.name_hint: function.script() for variable, function in scheduled.functions.items()}
+    assert "T.vectorized(16)" in scripts["double"] and "T.parallel(4)" in scripts["double"]
+    for name in ("few", "total"):
+        tvm.ir.assert_structural_equal(scheduled[name], functions[name])
+    mine = layer_norm(1024, 64, EPSILON)
+    again = schedule_elementwise(tvm.IRModule({"mine": mine}))
+    tvm.ir.assert_structural_equal(again["mine"], mine)
 
 
 def test_tasks_are_equal_parts_of_the_positions() -> None:
