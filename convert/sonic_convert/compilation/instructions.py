@@ -199,7 +199,7 @@ def cases(work: Path, progress: Progress) -> list[Case]:
     whole, part = unet_sizes(3, 25, 16, 16), unet_sizes(1, 2, 8, 8)
     tiny8, wide8 = (_int8(bundle, work / f"{bundle.name}-int8", 64, progress) for bundle in (tiny, wide))
     return [
-        Case("320 channels, 1 x 2 frames at 64 px, float32", wide, part),
+        Case("320 channels, 1 x 2 frames at 64 px, float32", wide, part, alone=True),
         Case("320 channels, 1 x 2 frames at 64 px, int8", wide8, part),
         Case("sonic-tiny, 1 x 2 frames at 64 px, float32", tiny, part, alone=True),
         Case("sonic-tiny, 3 x 25 frames at 128 px, float32", tiny, whole),
