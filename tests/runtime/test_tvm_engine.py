@@ -133,6 +133,7 @@ class Machine:
 
     def run(self, x: Any, z: Any, *weights: Any) -> list[np.ndarray]:
         rows, addend = np.from_dlpack(x), np.from_dlpack(z)
+        assert rows.flags.c_contiguous and addend.flags.c_contiguous
         self.seen.append(np.array(rows))
         factor: Any = np.from_dlpack(weights[0]) if weights else 2
         return [factor * rows + addend.sum(), rows.sum(-1)[:, None]]

@@ -22,9 +22,9 @@ def new_shapes(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, ...]:
     for _ in range(draw(st.integers(0, 3))):
         kind = draw(st.sampled_from(("merge", "split", "any")))
         position = draw(st.integers(0, max(0, len(sizes) - 1)))
-        if kind == "merge" and len(sizes) > 1:
-            position = min(position, len(sizes) - 2)
-            sizes[position : position + 2] = [sizes[position] * sizes[position + 1]]
+        if kind == "merge":
+            end = draw(st.integers(position, len(sizes)))
+            sizes[position:end] = [math.prod(sizes[position:end])]
         elif kind == "split" and sizes:
             divisors = [n for n in range(1, sizes[position] + 1) if sizes[position] % n == 0]
             part = draw(st.sampled_from(divisors))
@@ -93,6 +93,20 @@ def test_channels_last_is_what_attention_asks_for() -> None:
     assert picture.reshaped((2, 64 * 72)) is None
     heads = picture.reshaped((2, 4, 16, 72))
     assert heads is not None and heads.stored_shape == (2, 72, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "new"),
+    [
+        ((2, 3, 4), (0, 2, 1), (24,)), ((2, 3, 4), (0, 2, 1), (4, 6)), ((2, 3, 4), (1, 0, 2), (6, 4)),
+        ((2, 3, 4, 5), (0, 3, 2, 1), (6, 20)), ((2, 3, 4, 5), (0, 2, 3, 1), (6, 20)),
+    ],
+)  # fmt: skip
+def test_axes_that_do_not_lie_together_are_not_merged(
+    shape: tuple[int, ...], order: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    assert Layout(shape, order).reshaped(new) is None
+    assert Layout.plain(shape).reshaped(new) == Layout.plain(new)
 
 
 def test_another_number_of_elements_is_an_error() -> None:

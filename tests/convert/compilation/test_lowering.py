@@ -433,10 +433,15 @@ def test_slice(agrees: Agrees, starts: Any, ends: Any, axes: Any, steps: Any) ->
     moves(agrees, node("Slice", inputs), **weights)
 
 
-@pytest.mark.parametrize("indices", [2, -1, [1], [[0]], [2, 0, 1]])
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_gather(agrees: Agrees, indices: Any, axis: int) -> None:
-    moves(agrees, node("Gather", "last i", axis=axis), x=normal(3, 6, 4, 5), i=np.array(indices))
+def test_gather(agrees: Agrees, axis: int) -> None:
+    indices: dict[str, Any] = {"a": 2, "b": -1, "c": [1], "d": [[0]], "e": [2, 0, 1], "f": [[0, -1], [1, 1]]}
+    x = normal(3, 6, 4, 5)
+    weights = {name: np.array(index) for name, index in indices.items()}
+    nodes = [node("Gather", f"last {name}", f"{name}.y", axis=axis) for name in indices]
+    results = [f"{name}.y" for name in indices]
+    agrees([node("Identity", "x", "last"), *nodes], weights, {"x": x}, results, tolerance=EXACTLY)
+    agrees([*LAST, *nodes], weights | {"one": ONE}, {"x": x}, results)
 
 
 def test_gather_of_a_constant(agrees: Agrees) -> None:
