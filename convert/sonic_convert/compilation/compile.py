@@ -44,7 +44,7 @@ class CompileOptions:
         target: the servers.
         pictures: sizes of videos; empty for the bundle's own resolution, square. That of the golden clip,
             with which a server verifies the bundle, is always among them.
-        use_library: False leaves everything to TVM, to see what the Arm Compute Library is worth.
+        use_library: False leaves all but fused attention to TVM, to see what the library is worth.
     """
 
     target: Target

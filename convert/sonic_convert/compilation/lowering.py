@@ -147,7 +147,7 @@ def lower(model: onnx.ModelProto, shapes: Shapes, folder: Path, use_library: boo
         model: the graph, without its external data.
         shapes: of every input that has dynamic axes.
         folder: where its external data is.
-        use_library: False leaves everything to TVM, for comparison.
+        use_library: False leaves all but fused attention to TVM, for comparison.
 
     Raises:
         InputError: an operator is not supported, or a shape is missing.
