@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from sonic.bundle import Bundle
 from sonic.cpu import cpu_features
 from sonic.engine import Arrays, Call, Observer, OnnxRuntimeEngine, Session
 from sonic.errors import BundleError, InputError
+from sonic.options import affinity_count
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
 PROGRAM = "program.json"
@@ -125,7 +125,7 @@ class TvmEngine:
         check_processor(bundle)
         self.bundle = bundle
         self.observer: Observer | None = None
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or affinity_count()
         load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
         self._graphs = OnnxRuntimeEngine(bundle, threads)
 
@@ -223,12 +223,7 @@ class TvmSession:
     def __enter__(self) -> TvmSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._machines.clear()
         self._weights = None
         self._forget()

@@ -82,14 +82,23 @@ def _compile(folder: Path, compiler: Sequence[str], headers: Path) -> Path:
     return library
 
 
-def _run(compiler: Sequence[str], arguments: Sequence[str]) -> str:
-    """The compiler's standard output."""
+def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler's command; its end and what it says are the caller's to judge.
+
+    Raises:
+        InputError: there is no such program.
+    """
     try:
-        done = subprocess.run([*compiler, *arguments], capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         raise InputError(
-            f"the compiler {compiler[0]} cannot be run ({error.strerror}); install g++ for aarch64"
+            f"the compiler {command[0]} cannot be run ({error.strerror}); install g++ for aarch64"
         ) from error
+
+
+def _run(compiler: Sequence[str], arguments: Sequence[str]) -> str:
+    """The compiler's standard output."""
+    done = run_compiler([*compiler, *arguments])
     if done.returncode == 0:
         return done.stdout
     if "arm_compute/" in done.stderr and "No such file" in done.stderr or "-larm_compute" in done.stderr:

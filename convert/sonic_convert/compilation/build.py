@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -33,8 +32,3 @@ def build(lowered: Lowered, target: tvm.target.Target) -> Any:
             *pipeline.finalize_passes(target),
         ]
         return tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(passes))
-
-
-def export(executable: Any, path: Path, compiler: list[str]) -> None:
-    """Link to a shared library with the target's compiler."""
-    executable.export_library(str(path), cc=compiler[0], options=compiler[1:])

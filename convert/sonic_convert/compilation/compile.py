@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from sonic.errors import InputError
 from sonic.manifest import FileInfo, Manifest, SubmodelInfo
 from sonic.progress import NoProgress, Progress
 from sonic.tvm_engine import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight
-from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.compilation import bridge_build
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import lower
@@ -152,12 +151,15 @@ def compile_submodel(
     for index, sizes in enumerate(plan):
         shapes = shapes_of(info, sizes)
 
-        def produce(partial: Path, shapes: dict[str, tuple[int, ...]] = shapes) -> dict[str, Any]:
+        def produce(
+            partial: Path, shapes: dict[str, tuple[int, ...]] = shapes, is_first: bool = not index
+        ) -> dict[str, Any]:
             lowered = lower(model, shapes, graph.parent, options.use_library)
             executable = build(lowered, options.target.tvm_target())
             executable.export_library(str(partial / _LIBRARY), fcompile=_linker(compiler))
-            with (partial / _WEIGHTS).open("wb") as file:
-                weights = [_store(file, key, array) for key, array in lowered.weights.items()]
+            weights = _places(lowered.weights)
+            if is_first:  # all programs of a submodel have the same
+                _store(partial / _WEIGHTS, weights, lowered.weights)
             return {
                 "inputs": lowered.inputs, "outputs": lowered.outputs, "shapes": shapes,
                 "weights": [asdict(weight) for weight in weights], "keys": lowered.keys,
@@ -201,11 +203,22 @@ def _join(
     (folder / PROGRAM).write_text(json.dumps(asdict(program), indent=1) + "\n", encoding="utf-8")
 
 
-def _store(file: Any, key: str, array: np.ndarray) -> StoredWeight:
-    file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
-    offset = file.tell()
-    file.write(np.ascontiguousarray(array).data)
-    return StoredWeight(key, array.dtype.name, array.shape, offset)
+def _places(arrays: Mapping[str, np.ndarray]) -> list[StoredWeight]:
+    """Where every array lies in the file of weights."""
+    places, end = [], 0
+    for key, array in arrays.items():
+        offset = end + -end % _ALIGNMENT_BYTES
+        places.append(StoredWeight(key, array.dtype.name, array.shape, offset))
+        end = offset + array.nbytes
+    return places
+
+
+def _store(path: Path, places: Sequence[StoredWeight], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the file of weights."""
+    with path.open("wb") as file:
+        for place in places:
+            file.write(b"\0" * (place.offset - file.tell()))
+            file.write(np.ascontiguousarray(arrays[place.key]).data)
 
 
 def _linker(compiler: Sequence[str]) -> Callable[..., None]:
@@ -213,12 +226,7 @@ def _linker(compiler: Sequence[str]) -> Callable[..., None]:
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
         command = [*compiler, "-shared", "-fPIC", "-o", output, *objects, *(options or ())]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise InputError(
-                f"the compiler {compiler[0]} cannot be run ({error.strerror}); install g++ for aarch64"
-            ) from error
+        done = bridge_build.run_compiler(command)
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[-1]
             raise InputError(
@@ -245,9 +253,7 @@ def _write(
                 files = copy_graph(bundle.graph_path(name), partial / name, partial)
             submodels[name] = replace(info, files=files)
         others = [*before.assets.values(), *(before.verification.files if before.verification else ())]
-        for file in others:
-            (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.directory / file.path, partial / file.path)
+        copy_files(others, bundle.directory, partial)
         bridge = bridge_build.build_bridge(partial / "libsonic_acl.so", compiler)
         manifest = replace(
             before,

@@ -1,6 +1,6 @@
 """How many instructions a call of a compiled submodel takes, counted by the emulator.
 
-    python -m sonic_convert.compilation.instructions build/instructions.json      # some 30 minutes
+    python -m sonic_convert.compilation.instructions build/instructions.json
 
 There is no ARM machine here, so there are no times; instructions of one thread are counted, with a plugin of
 qemu. What a call takes is the difference of two processes, one of which calls once more.
@@ -24,6 +24,7 @@ from sonic.cli import user_errors
 from sonic.errors import InputError
 from sonic.manifest import SubmodelInfo
 from sonic.progress import ConsoleProgress, Progress
+from sonic_calibration.files import replace_file
 from sonic_calibration.recordings import RecordingOptions
 from sonic_convert.checkpoint import EMBEDDED
 from sonic_convert.compilation import run_calls
@@ -123,7 +124,9 @@ def _run(sysroot: Sysroot, arguments: Sequence[str | Path], plugin: Path, cpu: s
     return int(match[1]), done.stdout
 
 
-def count_case(case: Case, sysroot: Sysroot, work: Path, progress: Progress) -> list[Count]:
+def count_case(
+    case: Case, sysroot: Sysroot, bridge: Path, plugin: Path, work: Path, progress: Progress
+) -> list[Count]:
     """Count one call of every engine."""
     bundle = open_bundle(case.bundle)
     info = bundle.manifest.submodels["unet"]
@@ -131,13 +134,12 @@ def count_case(case: Case, sysroot: Sysroot, work: Path, progress: Progress) -> 
     folder.mkdir(parents=True, exist_ok=True)
     inputs = folder / "inputs.npz"
     np.savez(inputs, **_inputs(info, case.sizes))  # type: ignore[arg-type]
-    bridge = build_bridge(work / "libsonic_acl.so", sysroot.compiler)
     engines = [ONNX_RUNTIME, COMPILED, *([TVM_ALONE] if case.alone else [])]
     counts = []
     with progress.stage(case.title, len(engines)) as advance:
         for engine in engines:
             arguments = _arguments(engine, bundle, case, folder, sysroot, bridge, inputs)
-            counts.append(_count_call(case, engine, arguments, sysroot, build_plugin(work)))
+            counts.append(_count_call(case, engine, arguments, sysroot, plugin))
             advance()
     return counts
 
@@ -215,10 +217,12 @@ def main(output: Path) -> None:
         progress = ConsoleProgress()
         sysroot = make_sysroot(default_cache(), progress)
         work = output.with_name(f"{output.stem}.work").absolute()
+        plugin, bridge = build_plugin(work), build_bridge(work / "libsonic_acl.so", sysroot.compiler)
         counts: list[Count] = []
         for case in cases(work, progress):
-            counts += count_case(case, sysroot, work, progress)
-            output.write_text(json.dumps([asdict(count) for count in counts], indent=1) + "\n")
+            counts += count_case(case, sysroot, bridge, plugin, work, progress)
+            text = json.dumps([asdict(count) for count in counts], indent=1) + "\n"
+            replace_file(output, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
         for count in counts:
             click.echo(f"{count.case:44s} {count.engine:14s} {count.instructions / 1e6:10.0f} M")
 

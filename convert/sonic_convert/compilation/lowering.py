@@ -69,7 +69,6 @@ class Lowering:
     """The state of a graph on its way; handlers read and write it."""
 
     graph: onnx.GraphProto
-    folder: Path
     opset: int
     emit: Emitter
     use_library: bool
@@ -156,7 +155,7 @@ def lower(model: onnx.ModelProto, shapes: Shapes, folder: Path, use_library: boo
 
     builder = relax.BlockBuilder()
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    state = Lowering(model.graph, folder, opset, Emitter(builder), use_library)
+    state = Lowering(model.graph, opset, Emitter(builder), use_library)
     for stored in model.graph.initializer:
         state.values[stored.name] = read_tensor(stored, folder)
     names, parameters = [], []

@@ -39,8 +39,9 @@ def _unary(state: Lowering, node: onnx.NodeProto) -> None:
 
 @handles(*_BINARY)
 def _binary(state: Lowering, node: onnx.NodeProto) -> None:
-    if node.op_type == "Mul" and _is_silu(state, node):
-        value = as_tensor(state.values[_silu_input(state, node)])
+    activated = _silu_input(state, node) if node.op_type == "Mul" else ""
+    if activated:
+        value = as_tensor(state.values[activated])
         result = state.emit.elementwise(elementary.silu_of, value.expression, "silu")
         state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
         return
@@ -72,10 +73,6 @@ def _silu_input(state: Lowering, node: onnx.NodeProto) -> str:
         if producer is not None and producer.op_type == "Sigmoid" and producer.input[0] == node.input[mine]:
             return node.input[mine]
     return ""
-
-
-def _is_silu(state: Lowering, node: onnx.NodeProto) -> bool:
-    return bool(_silu_input(state, node))
 
 
 @handles("Conv")
@@ -278,25 +275,36 @@ def _group_norm(state: Lowering, node: onnx.NodeProto) -> None:
     if not fits or gamma is None or beta is None or (ones != 1).any() or zeros.any():
         by_front_end(state, node)
         return
-    output, silu = total.output[0], False
-    readers = state.consumers[output]
-    for product_of_sigmoid in (reader for reader in readers if reader.op_type == "Mul"):
-        if len(readers) == 2 and _silu_input(state, product_of_sigmoid) == output:
-            sigmoid = next(reader for reader in readers if reader.op_type == "Sigmoid")
-            inner = {output, sigmoid.output[0]}
-            if len(state.consumers[sigmoid.output[0]]) == 1 and not inner & state.results:
-                state.done |= {sigmoid.output[0], product_of_sigmoid.output[0]}
-                silu, result_name = True, product_of_sigmoid.output[0]
-    state.done |= {after.output[0], product.output[0], output}
+    state.done |= {after.output[0], product.output[0], total.output[0]}
+    activation = _silu_after(state, total.output[0])
+    output = total.output[0] if activation is None else activation
     rest = [axis for axis in value.layout.order if axis not in (0, 1)]
     value = state.emit.ordered(value, (0, *rest, 1))
     batch, positions = value.shape[0], int(np.prod([value.shape[axis] for axis in rest]))
     kernel = tensor_programs.group_norm(
-        batch, positions, channels, groups, float(attributes_of(node).get("epsilon", 1e-5)), silu
+        batch,
+        positions,
+        channels,
+        groups,
+        float(attributes_of(node).get("epsilon", 1e-5)),
+        activation is not None,
     )
     shape = (batch, positions, channels)
     stored = value.layout.stored_shape
     inputs = [state.emit.reshape(value.expression, stored, shape), relax.const(gamma), relax.const(beta)]
     expression = state.emit.program(kernel, "group_norm", inputs, shape, "float32")
     result = Tensor(state.emit.reshape(expression, shape, stored), value.layout)
-    state.values[result_name if silu else output] = result
+    state.values[output] = result
+
+
+def _silu_after(state: Lowering, value: str) -> str | None:
+    """The name of x sigmoid(x) of a value x that nothing else reads; its nodes are done then."""
+    readers = state.consumers[value]
+    product = next((reader for reader in readers if reader.op_type == "Mul"), None)
+    if product is None or len(readers) != 2 or _silu_input(state, product) != value:
+        return None
+    sigmoid = next(reader for reader in readers if reader.op_type == "Sigmoid").output[0]
+    if len(state.consumers[sigmoid]) != 1 or {value, sigmoid} & state.results:
+        return None
+    state.done |= {sigmoid, product.output[0]}
+    return product.output[0]

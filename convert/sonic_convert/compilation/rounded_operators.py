@@ -104,7 +104,7 @@ def convolve_rounded(
     assert rounding is not None
     integers = state.emit.ordered(integers, CHANNELS_LAST)
     outputs = geometry.outputs
-    bias = _bias(state, node, 2, rounding, weight, outputs)
+    bias = _bias(state, node, rounding, weight, outputs)
     scales = _scales(weight, outputs)
     parameter, key = state.weight(weight.values.transpose(0, 2, 3, 1), scales, bias)
     inputs = [integers.expression, parameter, relax.const(scales), relax.const(bias), key]
@@ -122,9 +122,8 @@ def multiply_rounded(
     matrix = weight.values.T if turned else weight.values
     outputs = matrix.shape[1]
     output = node.output[0]
-    bias = _bias(state, node, 2, integers.rounding, weight, outputs)
+    bias = _bias(state, node, integers.rounding, weight, outputs)
     if node.op_type == "MatMul":
-        bias = np.zeros(outputs, np.int32)
         follower = state.only_consumer(output, "Add")
         shape = (*integers.shape[:-1], outputs)
         other = state.vector_operand(follower, output, shape, -1) if follower is not None else None
@@ -166,19 +165,17 @@ def _scales(weight: RoundedConstant, outputs: int) -> np.ndarray:
 def _bias(
     state: Lowering,
     node: onnx.NodeProto,
-    index: int,
     rounding: Rounding,
     weight: RoundedConstant,
     outputs: int,
 ) -> np.ndarray:
     """A layer's bias in steps of its accumulator, int32."""
-    if node.op_type == "MatMul" or len(node.input) <= index:
+    if node.op_type == "MatMul" or len(node.input) < 3:
         return np.zeros(outputs, np.int32)
-    value = state.value(node, index)
+    value = state.value(node, 2)
     if isinstance(value, RoundedConstant) and value.values.dtype == np.int32:
         return np.ascontiguousarray(np.broadcast_to(value.values, (outputs,)))
-    real = value.real() if isinstance(value, RoundedConstant) else np.asarray(value)
-    return _steps(real, rounding, weight, outputs).astype(np.int32)
+    return _steps(state.array(value), rounding, weight, outputs).astype(np.int32)
 
 
 def _steps(real: np.ndarray, rounding: Rounding, weight: RoundedConstant, outputs: int) -> np.ndarray:

@@ -8,6 +8,7 @@ of channels, so results are the same whatever the number of threads.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -29,6 +30,7 @@ def tasks_of(positions: int, channels: int) -> int:
     return next(count for count in range(min(wanted, positions), 0, -1) if positions % count == 0)
 
 
+@cache  # parsing one takes TVM a tenth of a second, and a UNet has few different ones
 def group_norm(
     batch: int, positions: int, channels: int, groups: int, epsilon: float, silu: bool
 ) -> PrimFunc:
@@ -121,6 +123,7 @@ def group_norm(
     return kernel
 
 
+@cache
 def layer_norm(rows: int, channels: int, epsilon: float) -> PrimFunc:
     """LayerNorm of float32 (rows, channels): as `group_norm` with one group, for every row by itself."""
     lanes = lanes_of(channels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 from tvm import relax
 
-from sonic_convert.compilation import tensor_programs
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import Lowered, lower
 
@@ -187,10 +185,7 @@ def library() -> Iterator[Library]:
     made = Library()
     for name, function in made.functions().items():
         tvm_ffi.register_global_func(name, function, override=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("group_norm", "layer_norm"):  # parsing one takes TVM a tenth of a second
-            patch.setattr(tensor_programs, name, cache(getattr(tensor_programs, name)))
-        yield made
+    yield made
     for name in made.functions():
         tvm_ffi.registry.remove_global_func(name)
 
