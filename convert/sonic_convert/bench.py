@@ -104,7 +104,7 @@ def _bench_clips(
                 runs[seconds] = generate(bundle, image, speech, folder / f"clip{seconds:g}.mp4")
                 advance()
         with progress.stage("batch", 1) as advance:
-            batch = bench_batch(bundle, image, ASSETS / "speech.wav", 4, folder)
+            batch = bench_batch(bundle, image, ASSETS / "speech.wav", 4, folder, "--memory", "fast")
             advance()
     return runs, batch
 

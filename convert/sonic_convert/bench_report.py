@@ -54,7 +54,7 @@ def write_report(
     if batch is not None:
         lines += [
             "",
-            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch "
+            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch (--memory fast) "
             f"{batch.together_seconds:.1f} s, {batch.apart_seconds / batch.together_seconds:.2f} times the "
             "throughput.",
         ]

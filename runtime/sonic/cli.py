@@ -83,7 +83,7 @@ def processors_option(command: Any) -> Any:
 def engine_options(command: Any) -> Any:
     """The options of every command that runs the UNet."""
     memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
-                          help="Guidance branches one by one, together, or several windows too.")  # fmt: skip
+                          help="Guidance branches one by one, together, or all at once.")  # fmt: skip
     threads = click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
     bfloat16 = click.option("--bfloat16/--no-bfloat16", default=False,
                             help="Products in bfloat16, where aarch64 processors have it [off].")  # fmt: skip

@@ -272,9 +272,9 @@ class Generation:
 def denoise_clips(
     engine: Submodels, clips: Sequence[Generation], progress: Progress, calls_at_once: int = 1
 ) -> None:
-    """Denoise clips that are prepared; `calls_at_once` windows run at the same time."""
+    """Denoise clips that are prepared; `calls_at_once` calls of the UNet run at the same time."""
     samplers = [clip.sampler for clip in clips]
-    total = sum(sampler.calls for sampler in samplers)
+    total = sum(sampler.window_count for sampler in samplers)
     with engine.open("unet") as unet, progress.stage("denoising", total) as advance:
         denoise_together(samplers, unet, calls_at_once, advance)
 

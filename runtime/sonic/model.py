@@ -41,8 +41,8 @@ def load_model(
     Args:
         name: a bundle's name or path.
         threads: threads for one operator; None lets the engine choose.
-        memory: "low" for machines with little, "fast" for short steps (small models, several windows),
-            "balanced" between them; see :class:`sonic.options.RunOptions`.
+        memory: "low" for machines with little, "fast" for small models, "balanced" between them; see
+            :class:`sonic.options.RunOptions`.
         bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can (Graviton3 and later).
         check_digests: compare every file with the manifest's sha256.
 

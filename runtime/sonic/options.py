@@ -60,8 +60,9 @@ class RunOptions:
     """How submodels run; none of it changes what is asked for.
 
     Attributes:
-        memory: "low" runs the guidance branches one after another, "balanced" as one batch, "fast"
-            runs several windows at the same time too, each with one thread where `threads` is None.
+        memory: "low" runs the guidance branches one after another, "balanced" as one batch; "fast" runs
+            branches and windows apart as "low" does, and as many of them at the same time as there are
+            cores, each with one thread where `threads` is None.
         threads: threads for one operator; None lets the engine choose.
         bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can: faster, and no
             longer equal to full precision.
@@ -84,7 +85,7 @@ class RunOptions:
     @property
     def branches_at_once(self) -> int:
         """Guidance branches in one call of the UNet."""
-        return 1 if self.memory == "low" else GUIDANCE_BRANCHES
+        return GUIDANCE_BRANCHES if self.memory == "balanced" else 1
 
     @property
     def calls_at_once(self) -> int:

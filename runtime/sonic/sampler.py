@@ -7,6 +7,7 @@ a window, whose frames appear more than once) the results are averaged.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ class ClipSampler:
         )
 
     @property
-    def calls(self) -> int:
-        """How often the UNet runs in all."""
+    def window_count(self) -> int:
+        """Windows of all steps."""
         return self.steps * len(self.windows)
 
     @property
@@ -95,34 +96,40 @@ class ClipSampler:
         """The frames of this step's windows."""
         return window_indices(len(self.latents), self.step, self._constants)
 
-    def run_window(self, unet: Session, window: int, indices: np.ndarray) -> np.ndarray:
-        """One window of this step: its frames' latents after the step; may run in any thread.
+    @property
+    def calls(self) -> list[tuple[int, ...]]:
+        """The branches of every call of the UNet that a window of this step needs."""
+        needed = needed_branches(self._image_scales[self.step], self._audio_scales[self.step])
+        at_once = self._branches_at_once
+        return [needed[start : start + at_once] for start in range(0, len(needed), at_once)]
+
+    def predict(self, unet: Session, window: int, branches: tuple[int, ...]) -> dict[int, np.ndarray]:
+        """One call: what the UNet predicts for a window of this step, by branch; may run in any thread.
 
         Raises:
             BundleError: the UNet returned values that are not finite.
         """
-        sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
-        latents = self.latents[indices]
-        image_scale, audio_scale = self._image_scales[self.step], self._audio_scales[self.step]
-        needed = needed_branches(image_scale, audio_scale)
+        indices, sigma = self.windows[window], float(self._sigmas[self.step])
         with self._reading:
-            inputs = window_inputs(latents, indices, sigma, self._condition, self._constants)
-        predictions: dict[int, np.ndarray] = {}
-        for start in range(0, len(needed), self._branches_at_once):
-            branches = needed[start : start + self._branches_at_once]
-            predicted = unet.run(
-                _of_branches(inputs, branches), step=self.step, sigma=sigma, window=window,
-                branches=branches,
-            )["prediction"]  # fmt: skip
-            predictions |= dict(zip(branches, predicted, strict=True))
-        if not all(np.isfinite(prediction).all() for prediction in predictions.values()):
+            inputs = window_inputs(
+                self.latents[indices], indices, sigma, self._condition, self._constants, branches
+            )
+        predicted = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)[
+            "prediction"
+        ]
+        if not np.isfinite(predicted).all():
             raise BundleError(
                 f"the UNet returned values that are not finite at step {self.step + 1} of "
                 f"{self.steps}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
             )
-        guided = guide(predictions, image_scale, audio_scale)
-        return euler_step(latents, guided, sigma, next_sigma)
+        return dict(zip(branches, predicted, strict=True))
+
+    def step_window(self, window: int, predictions: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The latents of a window's frames after this step, from what was predicted for its branches."""
+        scales = self._image_scales[self.step], self._audio_scales[self.step]
+        sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
+        return euler_step(self.latents[self.windows[window]], guide(predictions, *scales), sigma, next_sigma)
 
     def finish_step(self, stepped: Sequence[np.ndarray]) -> None:
         """Put the results of all windows of this step, in their order, together."""
@@ -143,9 +150,9 @@ def denoise_together(
 ) -> None:
     """Take every clip through all its steps.
 
-    The windows of one step, of all clips, do not depend on each other: `calls_at_once` of them run at
-    the same time. Each is computed as it would be alone, so that a clip's bytes do not depend on who
-    is denoised beside it.
+    The calls of one step, for all windows and clips, do not depend on each other: `calls_at_once` of
+    them run at the same time. Each is computed as it would be alone, so that a clip's bytes do not
+    depend on who is denoised beside it.
 
     Args:
         samplers: the clips, changed in place.
@@ -159,17 +166,20 @@ def denoise_together(
     with ThreadPoolExecutor(calls_at_once) as pool:
         while unfinished := [sampler for sampler in samplers if sampler.step < sampler.steps]:
             running = [
-                [
-                    pool.submit(sampler.run_window, unet, window, indices)
-                    for window, indices in enumerate(sampler.windows)
-                ]
+                deque(
+                    [pool.submit(sampler.predict, unet, window, branches) for branches in sampler.calls]
+                    for window in range(len(sampler.windows))
+                )
                 for sampler in unfinished
             ]
             try:
-                for sampler, futures in zip(unfinished, running, strict=True):
-                    stepped = []
-                    for future in futures:
-                        stepped.append(future.result())
+                for sampler, windows in zip(unfinished, running, strict=True):
+                    stepped: list[np.ndarray] = []
+                    while windows:
+                        # Predictions leave memory with their futures.
+                        results = [future.result() for future in windows.popleft()]
+                        predictions = {branch: one for result in results for branch, one in result.items()}
+                        stepped.append(sampler.step_window(len(stepped), predictions))
                         advance()
                     sampler.finish_step(stepped)
             except BaseException:  # an interrupt too: what has not begun never will
@@ -203,39 +213,35 @@ def branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float
     return 1 - image_scale, image_scale - audio_scale, audio_scale
 
 
-def _of_branches(inputs: dict[str, np.ndarray], branches: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The rows of some branches of all inputs that have a row for each."""
-    if len(branches) == GUIDANCE_BRANCHES:
-        return inputs
-    rows = list(branches)
-    per_branch = ("sample", "added_time_ids", "image_embedding", "audio_tokens")
-    return {name: value[rows] if name in per_branch else value for name, value in inputs.items()}
-
-
 def window_inputs(
     latents: np.ndarray,
     indices: np.ndarray,
     sigma: float,
     condition: ClipCondition,
     constants: SamplerConstants,
+    branches: Sequence[int] = range(GUIDANCE_BRANCHES),
 ) -> dict[str, np.ndarray]:
-    """The UNet's inputs for one window; branches: (no image, no audio), (image, none), (image, audio)."""
-    frames = len(indices)
+    """The UNet's inputs for one window, a row for each of some guidance branches.
+
+    Branch 0 is told neither image nor audio, 1 the image, 2 both.
+    """
     noisy = latents * np.float32(input_scale(sigma))
     reference = np.broadcast_to(condition.reference_latent, latents.shape)
-    with_image = np.concatenate([noisy, reference], axis=1)
-    without_image = np.concatenate([noisy, np.zeros_like(reference)], axis=1)
     silent = np.broadcast_to(
-        condition.unconditional_tokens, (frames, *condition.unconditional_tokens.shape)
+        condition.unconditional_tokens, (len(indices), *condition.unconditional_tokens.shape)
     )
+    speech = condition.audio_tokens[indices] if 2 in branches else silent
     embedding = condition.image_embedding
     buckets = condition.buckets[indices].mean(axis=0)
     time_ids = np.array([constants.frame_rate_id, *buckets], np.float32)
+    hidden, unseen = np.zeros_like(reference), np.zeros_like(embedding)
     return {
-        "sample": np.stack([without_image, with_image, with_image]),
+        "sample": np.stack(
+            [np.concatenate([noisy, reference if branch else hidden], axis=1) for branch in branches]
+        ),
         "timestep": model_timestep(sigma),
-        "added_time_ids": np.stack([time_ids] * 3),
-        "image_embedding": np.stack([np.zeros_like(embedding), embedding, embedding]),
-        "audio_tokens": np.stack([silent, silent, condition.audio_tokens[indices]]),
+        "added_time_ids": np.stack([time_ids] * len(branches)),
+        "image_embedding": np.stack([embedding if branch else unseen for branch in branches]),
+        "audio_tokens": np.stack([speech if branch == 2 else silent for branch in branches]),
         **{f"mask_{level}": mask for level, mask in enumerate(condition.masks)},
     }
