@@ -39,7 +39,7 @@ def same(x: Any) -> Any:
 
 def exp_of(x: Any) -> Any:
     """e^x of a float32 expression, within 2 units in the last place; x is limited to what is normal."""
-    x = tirx.max(tirx.min(x, number(_EXP_LIMITS[1])), number(_EXP_LIMITS[0]))
+    x = limited(x, *_EXP_LIMITS)
     whole = tirx.floor(x * number(_LOG2_E) + number(0.5))
     rest = x - whole * number(_LN2_HIGH) - whole * number(_LN2_LOW)
     power = polynomial(rest, _EXP)
@@ -60,9 +60,14 @@ def silu_of(x: Any) -> Any:
 
 def erf_of(x: Any) -> Any:
     """The error function."""
-    x = tirx.max(tirx.min(x, number(_ERF_LIMIT)), number(-_ERF_LIMIT))
+    x = limited(x, -_ERF_LIMIT, _ERF_LIMIT)
     square = x * x
     return x * polynomial(square, _ERF_P) / polynomial(square, _ERF_Q)
+
+
+def limited(x: Any, low: float, high: float) -> Any:
+    """x within two limits; unlike TVM's minimum and maximum it hands on what is not a number."""
+    return tirx.Select(x > number(high), number(high), tirx.Select(x < number(low), number(low), x))
 
 
 def polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:

@@ -3,7 +3,8 @@
     python -m sonic_convert.compilation.instructions build/instructions.json
 
 There is no ARM machine here, so there are no times; instructions of one thread are counted, with a plugin of
-qemu. What a call takes is the difference of two processes, one of which calls once more.
+qemu. What a call takes is the difference of two processes, one of which calls once more. What the file holds
+already is not counted again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -125,9 +126,15 @@ def _run(sysroot: Sysroot, arguments: Sequence[str | Path], plugin: Path, cpu: s
 
 
 def count_case(
-    case: Case, sysroot: Sysroot, bridge: Path, plugin: Path, work: Path, progress: Progress
-) -> list[Count]:
-    """Count one call of every engine."""
+    case: Case,
+    known: Sequence[Count],
+    sysroot: Sysroot,
+    bridge: Path,
+    plugin: Path,
+    work: Path,
+    progress: Progress,
+) -> Iterator[Count]:
+    """Count one call of every engine, but for those that are known."""
     bundle = open_bundle(case.bundle)
     info = bundle.manifest.submodels["unet"]
     folder = work / re.sub(r"\W+", "-", case.title)
@@ -135,13 +142,13 @@ def count_case(
     inputs = folder / "inputs.npz"
     np.savez(inputs, **_inputs(info, case.sizes))  # type: ignore[arg-type]
     engines = [ONNX_RUNTIME, COMPILED, *([TVM_ALONE] if case.alone else [])]
-    counts = []
+    done = {(count.case, count.engine) for count in known}
     with progress.stage(case.title, len(engines)) as advance:
         for engine in engines:
-            arguments = _arguments(engine, bundle, case, folder, sysroot, bridge, inputs)
-            counts.append(_count_call(case, engine, arguments, sysroot, plugin))
+            if (case.title, engine) not in done:
+                arguments = _arguments(engine, bundle, case, folder, sysroot, bridge, inputs)
+                yield _count_call(case, engine, arguments, sysroot, plugin)
             advance()
-    return counts
 
 
 def _arguments(
@@ -209,6 +216,20 @@ def cases(work: Path, progress: Progress) -> list[Case]:
     ]
 
 
+def _read_counts(path: Path) -> list[Count]:
+    """What an earlier run has counted.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [Count(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} holds no counts ({error}); name another file, or remove it") from error
+
+
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
 def main(output: Path) -> None:
@@ -218,11 +239,12 @@ def main(output: Path) -> None:
         sysroot = make_sysroot(default_cache(), progress)
         work = output.with_name(f"{output.stem}.work").absolute()
         plugin, bridge = build_plugin(work), build_bridge(work / "libsonic_acl.so", sysroot.compiler)
-        counts: list[Count] = []
+        counts = _read_counts(output)
         for case in cases(work, progress):
-            counts += count_case(case, sysroot, bridge, plugin, work, progress)
-            text = json.dumps([asdict(count) for count in counts], indent=1) + "\n"
-            replace_file(output, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
+            for count in count_case(case, counts, sysroot, bridge, plugin, work, progress):
+                counts.append(count)
+                text = json.dumps([asdict(count) for count in counts], indent=1) + "\n"
+                replace_file(output, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
         for count in counts:
             click.echo(f"{count.case:44s} {count.engine:14s} {count.instructions / 1e6:10.0f} M")
 

@@ -116,20 +116,25 @@ class Lowering:
             return None
         return np.ascontiguousarray(self.array(value).reshape(shape[axis]), np.float32)
 
-    def weight(self, array: np.ndarray, *others: np.ndarray) -> tuple[Any, str]:
-        """A parameter of the function that holds `array`, and the layer's key.
-
-        The kernel library keeps what it makes of a layer's constants, `array` and `others`, under the key; so
-        it is their digest. An address would not do: it can come back for other numbers.
-        """
+    def parameter(self, array: np.ndarray) -> Any:
+        """A parameter of the function that holds `array`, once in the weights' file and in no program."""
         array = np.ascontiguousarray(array)
         name = _digest(array)
         if name not in self.weights:
             kind = relax.TensorType(list(array.shape), array.dtype.name)
             self.weights[name] = (relax.Var(f"weight_{name}", kind), array)
-        key = _digest(array, *others) if others else name
+        return self.weights[name][0]
+
+    def weight(self, array: np.ndarray, *others: np.ndarray) -> tuple[Any, str]:
+        """A layer's `parameter`, and its key.
+
+        The kernel library keeps what it makes of a layer's constants, `array` and `others`, under the key; so
+        it is their digest. An address would not do: it can come back for other numbers.
+        """
+        parameter = self.parameter(array)
+        key = _digest(array, *others) if others else parameter.name.removeprefix("weight_")
         self.keys[key] = None
-        return self.weights[name][0], key
+        return parameter, key
 
     def library(
         self, name: str, arguments: Sequence[Any], shape: Sequence[int], dtype: str = "float32"
@@ -146,7 +151,7 @@ def lower(model: onnx.ModelProto, shapes: Shapes, folder: Path, use_library: boo
         model: the graph, without its external data.
         shapes: of every input that has dynamic axes.
         folder: where its external data is.
-        use_library: False leaves all but fused attention to TVM, for comparison.
+        use_library: False leaves everything to TVM, for comparison.
 
     Raises:
         InputError: an operator is not supported, or a shape is missing.

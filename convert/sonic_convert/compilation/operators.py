@@ -187,9 +187,13 @@ def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.nda
 
 
 def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Value) -> None:
-    """A product of two tensors over leading axes, both of which change from call to call."""
+    """A product over leading axes; neither factor is a matrix that is the same for all of them."""
     a = state.emit.plain(left)
-    b = state.emit.tensor(right)
+    if isinstance(right, Tensor):
+        b = right
+    else:
+        array = state.array(right)
+        b = Tensor(state.parameter(array), Layout.plain(array.shape), array.dtype.name)
     axes = len(b.shape)
     turned = (*range(axes - 2), axes - 1, axes - 2)
     transposed = not b.layout.is_plain and b.layout.same_memory(turned)
@@ -220,9 +224,18 @@ def _attention(state: Lowering, node: onnx.NodeProto) -> None:
     query, key, value = (state.emit.plain(state.value(node, index)) for index in range(3))
     heads = int(attributes["num_heads"])
     scale = float(attributes.get("scale") or (query.shape[-1] // heads) ** -0.5)
-    inputs = [query.expression, key.expression, value.expression, heads, scale]
     shape = (*query.shape[:2], value.shape[2])
-    state.values[node.output[0]] = Tensor(state.library("attention", inputs, shape), Layout.plain(shape))
+    if state.use_library:
+        inputs = [query.expression, key.expression, value.expression, heads, scale]
+        expression = state.library("attention", inputs, shape)
+    else:  # products, and the softmax of all scores at once
+        parts = []
+        for part in (query, key, value):
+            split = (*part.shape[:2], heads, part.shape[2] // heads)
+            parts.append(state.emit.reshape(part.expression, part.shape, split))
+        expression = state.emit.emit(relax.op.nn.attention(*parts, scale=scale))
+        expression = state.emit.reshape(expression, (), shape)
+    state.values[node.output[0]] = Tensor(expression, Layout.plain(shape))
 
 
 @handles("Softmax")

@@ -74,8 +74,11 @@ COMPILED: dict[str, Compiled] = {
     ),
     "unet": Compiled(
         lambda constants, picture: [
-            unet_sizes(GUIDANCE_BRANCHES, constants.sampler.window_frames, *_latent(constants, picture))
-        ]
+            unet_sizes(branches, constants.sampler.window_frames, *_latent(constants, picture))
+            # All guidance branches in one call, and one by one as in the memory modes 'low' and 'fast'.
+            for branches in (GUIDANCE_BRANCHES, 1)
+        ],
+        "batch",
     ),
     "frame_interpolator": Compiled(lambda constants, picture: [picture_sizes(picture.height, picture.width)]),
 }

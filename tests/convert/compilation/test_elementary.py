@@ -99,8 +99,14 @@ def test_rounding(scale: float, zero_point: int) -> None:
 def test_integers_come_back(zero_point: int) -> None:
     integers = np.arange(-128, 128).astype(np.int8)
     real = apply(partial(elementary.real_of, scale=0.037, zero_point=zero_point), integers)
-    np.testing.assert_array_equal(
-        real, (integers.astype(np.float32) - zero_point) * np.float32(0.037)
-    )
+    np.testing.assert_array_equal(real, (integers.astype(np.float32) - zero_point) * np.float32(0.037))
     again = apply(partial(elementary.rounded_of, scale=0.037, zero_point=zero_point), real)
     np.testing.assert_array_equal(again, integers)
+
+
+@pytest.mark.parametrize(
+    "formula", [elementary.exp_of, elementary.sigmoid_of, elementary.silu_of, elementary.erf_of]
+)
+def test_what_is_not_a_number_stays_so(formula: Callable[[Any], Any]) -> None:
+    # Else 'sonic verify' would take a broken submodel for a good one.
+    assert np.isnan(apply(formula, np.full(21, np.nan, np.float32))).all()
