@@ -133,7 +133,7 @@ def test_int8_equals_that_of_x86(sonic_command: Run, int8: Int8, short_wav: Path
 def test_processors_and_threads_give_the_same(
     sonic_command: Run, compiled: Path, short_wav: Path, tmp_path: Path
 ) -> None:
-    """Results are the same bytes whatever the number of threads, and nearly so on another processor."""
+    """The same bytes whatever the number of threads, nearly so on another processor and branch by branch."""
     latents = {}
     for cpu, threads in (("neoverse-n1", 1), ("neoverse-n1", 2), ("neoverse-n1", 8), ("cortex-a53", 2)):
         folder = tmp_path / f"{cpu}-{threads}"
@@ -145,6 +145,16 @@ def test_processors_and_threads_give_the_same(
     assert (latents["neoverse-n1", 2] == first).all() and (latents["neoverse-n1", 8] == first).all()
     other = latents["cortex-a53", 2]
     assert np.linalg.norm(other - first) <= 1e-4 * np.linalg.norm(first)
+    branches = {}
+    for memory in ("low", "fast"):  # one by one, and in threads of their own
+        folder = tmp_path / memory
+        folder.mkdir()
+        options = ["--steps", 1, "--resolution", 64, "--memory", memory]
+        branches[memory] = np.load(
+            generate(sonic_command, compiled, short_wav, folder, *options) / "latents.npy"
+        )
+    np.testing.assert_array_equal(branches["low"], branches["fast"])
+    assert np.linalg.norm(branches["low"] - first) <= 1e-5 * np.linalg.norm(first)
 
 
 def test_a_changed_weight_is_found(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
