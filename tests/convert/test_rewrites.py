@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from sonic_convert.modules.exportable_unet import attend_to_tokens, folded_levels
 from sonic_convert.modules.groups import set_group_count
 from sonic_convert.modules.image import ExportableVaeDecoder, VaeDecoder
-from sonic_convert.modules.rewrites import Grid, PhaseUpsample, RewrittenResnet, SplitGEGLU
+from sonic_convert.modules.rewrites import (
+    Grid,
+    PhaseUpsample,
+    RewrittenResnet,
+    SplitGEGLU,
+    convolve_frames,
+)
 
 SIZES = st.integers(1, 9)
 
@@ -40,6 +46,19 @@ def test_upsampling_by_phases(count: int, channels: int, height: int, width: int
     upsample = randomize(Upsample2D(channels, use_conv=True, out_channels=channels))
     hidden = torch.randn(count, channels, height, width)
     assert_close(PhaseUpsample(upsample)(hidden), upsample(hidden))
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 2), frames=SIZES, height=SIZES, width=SIZES)
+@torch.no_grad()
+def test_small_pictures_in_a_row(batch: int, frames: int, height: int, width: int) -> None:
+    convolution = randomize(torch.nn.Conv2d(2, 1024, 3, padding=1))
+    hidden = torch.randn(batch * frames, 2, height, width)
+    seen: list[torch.Size] = []
+    convolution.register_forward_hook(lambda module, arguments, result: seen.append(arguments[0].shape))
+    found = convolve_frames(convolution, hidden, Grid(batch, frames, height, width))
+    assert seen == [(batch, 2, height, frames * (width + 1))]
+    assert_close(found, convolution(hidden))
 
 
 def test_only_an_upsampling_with_its_convolution_is_rewritten() -> None:

@@ -9,6 +9,8 @@ Beside the rewrites of :mod:`sonic_convert.modules.rewrites`, all exact but for 
 - the masks of the levels are inputs: they are constants of a clip;
 - where the queries are many, the projections of queries and outputs go into the few audio tokens'
   keys and values (:func:`attend_to_tokens`);
+- convolutions of small pictures see all frames of an item in one row
+  (:func:`sonic_convert.modules.rewrites.convolve_frames`);
 - gains and offsets of the norm before a linear map go into it, and so do the weights of the blend of
   space and time.
 """

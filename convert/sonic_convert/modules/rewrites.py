@@ -51,6 +51,37 @@ def group_norm(norm: nn.GroupNorm, hidden: Tensor, *sizes: int, affine: bool = T
     return normed * norm.weight.reshape(shape) + norm.bias.reshape(shape)
 
 
+#: Networks double their channels where they halve the picture: layers this wide see 8 x 8 positions or fewer
+#: in a video of 256 pixels, and 16 x 16 in one of 512.
+_SMALL_PICTURE_CHANNELS = 1024
+
+
+def convolve_frames(convolution: nn.Conv2d, hidden: Tensor, grid: Grid) -> Tensor:
+    """A 3 x 3 convolution of every frame; small pictures of one item lie side by side in one row.
+
+    A column of zeros between two frames is the padding of both, so the numbers are the same. Kernels compute
+    several columns at once: in ONNX Runtime a row of eight pictures of 4 x 4 takes 0.56 of the time of the
+    pictures one by one, of 8 x 8 0.9, of 16 x 16 as long (x86).
+
+    Args:
+        convolution: 3 x 3, padded by one.
+        hidden: (batch * frames, channels, h, w).
+        grid: the sizes.
+
+    Returns:
+        (batch * frames, output channels, h, w).
+    """
+    if convolution.out_channels < _SMALL_PICTURE_CHANNELS:
+        return convolution(hidden)
+    frames = hidden.reshape(grid.batch, grid.frames, convolution.in_channels, grid.height, grid.width)
+    row = F.pad(frames, (0, 1)).permute(0, 2, 3, 1, 4)
+    row = convolution(row.reshape(grid.batch, convolution.in_channels, grid.height, -1))
+    row = row.reshape(grid.batch, convolution.out_channels, grid.height, grid.frames, -1)[..., :-1]
+    return row.permute(0, 3, 1, 2, 4).reshape(
+        grid.batch * grid.frames, convolution.out_channels, grid.height, grid.width
+    )
+
+
 class PhaseUpsample(nn.Module):
     """Nearest-neighbour upsampling by two and a 3 x 3 convolution, on the small picture.
 
@@ -175,10 +206,10 @@ class RewrittenResnet(nn.Module):
         space, time = self.space, self.time
         count = grid.batch * grid.frames
         sizes = (count, grid.height, grid.width)
-        x = space.conv1(F.silu(group_norm(space.norm1, hidden, *sizes)))
+        x = convolve_frames(space.conv1, F.silu(group_norm(space.norm1, hidden, *sizes)), grid)
         if emb_of_frames is not None:
             x = x + space.time_emb_proj(emb_of_frames)[:, :, None, None]
-        x = space.conv2(F.silu(group_norm(space.norm2, x, *sizes)))
+        x = convolve_frames(space.conv2, F.silu(group_norm(space.norm2, x, *sizes)), grid)
         spatial = x + shortcut
 
         channels = space.conv2.out_channels

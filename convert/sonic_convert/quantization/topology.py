@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import onnx
 
 from sonic_calibration.stored_graph import StoredGraph
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A convolution of pictures that were laid side by side (`convolve_frames`).
+
+    Attributes:
+        pictures, result: the tensors of single pictures before and after.
+        nodes: names of the nodes that put them into a row and take them apart.
+    """
+
+    pictures: str
+    result: str
+    nodes: frozenset[str]
 
 
 class Topology:
@@ -44,3 +60,31 @@ class Topology:
             return None
         vectors = [name for name in reader.input if name != output and self.is_vector(name)]
         return vectors[0] if vectors else None
+
+    def picture_rows(self, names: Iterable[str]) -> dict[str, PictureRow]:
+        """The convolutions of pictures in a row among the nodes of some names, by name."""
+        wanted = set(names)
+        rows = {
+            node.name: self._picture_row(node)
+            for node in self.graph.model.graph.node
+            if node.name in wanted and node.op_type == "Conv"
+        }
+        return {name: row for name, row in rows.items() if row is not None}
+
+    def _picture_row(self, node: onnx.NodeProto) -> PictureRow | None:
+        """What lays pictures side by side around a convolution, or None."""
+        names: set[str] = set()
+        pictures, result = node.input[0], node.output[0]
+        for operator in ("Reshape", "Transpose", "Pad", "Reshape"):
+            producer = self.producers.get(pictures)
+            if producer is None or producer.op_type != operator or self.only_reader(pictures) is None:
+                return None
+            names.add(producer.name)
+            pictures = producer.input[0]
+        for operator in ("Reshape", "Slice", "Transpose", "Reshape"):
+            reader = self.only_reader(result)
+            if reader is None or reader.op_type != operator:
+                return None
+            names.add(reader.name)
+            result = reader.output[0]
+        return PictureRow(pictures, result, frozenset(names))

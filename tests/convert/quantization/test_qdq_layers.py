@@ -212,3 +212,34 @@ def test_a_layer_that_only_saw_zeros_keeps_its_bias(by_hand) -> None:
     made = by_hand(CONV, weights, [2, 4, 12, 12])
     x = np.zeros((2, 4, 12, 12), np.float32)
     assert np.abs(made.quantized(x)["y"] - made.values(x)["y"]).max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("widened_at_load", [0, 1 << 20])
+def test_pictures_leave_their_row_where_it_does_not_pay(
+    by_hand, relative_l2, precision: str, widened_at_load: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", widened_at_load)
+    sizes = {
+        "frames": [2, 3, 4, 5, 5], "column": [0] * 9 + [1], "row": [2, 4, 5, -1], "apart": [2, 8, 5, 3, -1],
+        "zero": [0], "last": [-1], "four": [4], "whole": [6, 8, 5, 5],
+    }  # fmt: skip
+    steps = [
+        ("Reshape", "x frames", {}), ("Pad", "Reshape0 column", {}),
+        ("Transpose", "Pad1", {"perm": [0, 2, 3, 1, 4]}), ("Reshape", "Transpose2 row", {}),
+        ("Conv", "Reshape3 conv.weight conv.bias", {"pads": [1, 1, 1, 1]}), ("Reshape", "Conv4 apart", {}),
+        ("Slice", "Reshape5 zero last four", {}), ("Transpose", "Slice6", {"perm": [0, 3, 1, 2, 4]}),
+        ("Reshape", "Transpose7 whole", {}), ("Relu", "Reshape8", {}),
+    ]  # fmt: skip
+    nodes = [make_node("Constant", [], [name], name, value_ints=values) for name, values in sizes.items()]
+    for index, (operator, inputs, attributes) in enumerate(steps):
+        name = "y" if operator == "Relu" else f"{operator}{index}"
+        nodes.append(make_node(operator, inputs.split(), [name], name, **attributes))
+    made = by_hand(nodes, random_weights(0, conv__weight=(8, 4, 3, 3), conv__bias=(8,)), [6, 4, 5, 5])
+    x = x_of(0, 6, 4, 5, 5)
+    path, target = made.saved(tmp_path / "source.onnx"), tmp_path / "target.onnx"
+    quantize_graph(path, target, {"conv": precision}, made.seen(x))
+    operators = [node.op_type for node in onnx.load(str(target)).graph.node]
+    alone = precision == "fp16" and not widened_at_load
+    assert ("Pad" in operators) is not alone and operators.count("Transpose") == (0 if alone else 2)
+    assert relative_l2(made.quantized(x, precision)["y"], made.values(x)["y"]) < 0.02
