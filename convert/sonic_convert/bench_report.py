@@ -54,9 +54,9 @@ def write_report(
     if batch is not None:
         lines += [
             "",
-            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch (--memory fast) "
+            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch "
             f"{batch.together_seconds:.1f} s, {batch.apart_seconds / batch.together_seconds:.2f} times the "
-            "throughput.",
+            "throughput (--memory fast).",
         ]
     text = "\n".join(lines) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
