@@ -28,6 +28,7 @@ from sonic_calibration.stored_graph import (
     replace_graph,
 )
 from sonic_convert.quantization.arithmetic import Affine, IntegerWeight, affine, quantize_weight
+from sonic_convert.quantization.half import widen, widen_late
 from sonic_convert.quantization.smoothing import find_groups, smooth
 from sonic_convert.quantization.topology import Topology
 
@@ -252,28 +253,14 @@ class _Rewriter:
         return nodes
 
     def _widen(self, layer: Layer, use: Use, widened: str) -> list[onnx.NodeProto]:
-        """A float16 weight on its way to float32.
-
-        Small weights are constants, which engines widen once, when they load them. A large one has to be
-        widened when its layer runs, and not before: it is an input with a default value, so that it is no
-        constant, and its shape is told by way of the layer's activation, whose computation it then waits for.
-        """
+        """A float16 weight to float32: a large one when its layer runs, a small one at once."""
         half = self._half(layer.weight)
-        single = onnx.TensorProto.FLOAT
         if layer.parameters <= WIDENED_AT_LOAD:
-            return [helper.make_node("Cast", [half], [widened], f"{use.node}/Cast", to=single)]
+            return [widen(half, widened, f"{use.node}/Cast")]
         self._defaults.add(half)
-        name = f"{use.node}/widen"
         shape = self._writer.add(f"{layer.weight}.shape", np.array(layer.shape, np.int64))
         zero = self._writer.add("zero", np.zeros(1, np.int64))
-        sizes, none, shaped = f"{name}/sizes", f"{name}/none", f"{name}/half"
-        return [
-            helper.make_node("Shape", [use.activation], [sizes], f"{name}/Shape"),
-            helper.make_node("Slice", [sizes, zero, zero], [none], f"{name}/Slice"),
-            helper.make_node("Concat", [none, shape], [f"{name}/shape"], f"{name}/Concat", axis=0),
-            helper.make_node("Reshape", [half, f"{name}/shape"], [shaped], f"{name}/Reshape"),
-            helper.make_node("Cast", [shaped], [widened], f"{name}/Cast", to=single),
-        ]
+        return widen_late(half, widened, f"{use.node}/widen", use.activation, shape, zero)
 
     def _half(self, name: str) -> str:
         return self._writer.add(f"{name}.half", self._load(name).astype(np.float16))
