@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 
@@ -103,13 +103,15 @@ class ClipSampler:
         at_once = self._branches_at_once
         return [needed[start : start + at_once] for start in range(0, len(needed), at_once)]
 
-    def predict(self, unet: Session, window: int, branches: tuple[int, ...]) -> dict[int, np.ndarray]:
+    def predict(
+        self, unet: Session, window: int, indices: np.ndarray, branches: tuple[int, ...]
+    ) -> dict[int, np.ndarray]:
         """One call: what the UNet predicts for a window of this step, by branch; may run in any thread.
 
         Raises:
             BundleError: the UNet returned values that are not finite.
         """
-        indices, sigma = self.windows[window], float(self._sigmas[self.step])
+        sigma = float(self._sigmas[self.step])
         with self._reading:
             inputs = window_inputs(
                 self.latents[indices], indices, sigma, self._condition, self._constants, branches
@@ -125,11 +127,11 @@ class ClipSampler:
             )
         return dict(zip(branches, predicted, strict=True))
 
-    def step_window(self, window: int, predictions: Mapping[int, np.ndarray]) -> np.ndarray:
+    def step_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> np.ndarray:
         """The latents of a window's frames after this step, from what was predicted for its branches."""
         scales = self._image_scales[self.step], self._audio_scales[self.step]
         sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
-        return euler_step(self.latents[self.windows[window]], guide(predictions, *scales), sigma, next_sigma)
+        return euler_step(self.latents[indices], guide(predictions, *scales), sigma, next_sigma)
 
     def finish_step(self, stepped: Sequence[np.ndarray]) -> None:
         """Put the results of all windows of this step, in their order, together."""
@@ -165,26 +167,32 @@ def denoise_together(
     """
     with ThreadPoolExecutor(calls_at_once) as pool:
         while unfinished := [sampler for sampler in samplers if sampler.step < sampler.steps]:
-            running = [
-                deque(
-                    [pool.submit(sampler.predict, unet, window, branches) for branches in sampler.calls]
-                    for window in range(len(sampler.windows))
-                )
-                for sampler in unfinished
-            ]
+            running = [_submit_step(pool, sampler, unet) for sampler in unfinished]
             try:
                 for sampler, windows in zip(unfinished, running, strict=True):
                     stepped: list[np.ndarray] = []
                     while windows:
-                        # Predictions leave memory with their futures.
-                        results = [future.result() for future in windows.popleft()]
-                        predictions = {branch: one for result in results for branch, one in result.items()}
-                        stepped.append(sampler.step_window(len(stepped), predictions))
+                        indices, calls = windows.popleft()  # predictions leave memory with their futures
+                        predictions: dict[int, np.ndarray] = {}
+                        for call in calls:
+                            predictions |= call.result()
+                        stepped.append(sampler.step_window(indices, predictions))
                         advance()
                     sampler.finish_step(stepped)
             except BaseException:  # an interrupt too: what has not begun never will
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+
+def _submit_step(
+    pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
+) -> deque[tuple[np.ndarray, list[Future[dict[int, np.ndarray]]]]]:
+    """All calls of a step on their way: for every window its frames, and what its calls predict."""
+    calls = sampler.calls
+    return deque(
+        (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in calls])
+        for window, indices in enumerate(sampler.windows)
+    )
 
 
 def needed_branches(image_scale: float, audio_scale: float) -> tuple[int, ...]:

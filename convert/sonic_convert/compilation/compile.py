@@ -31,7 +31,7 @@ from sonic_convert.compilation.sizes import COMPILED, Compiled, Picture, shapes_
 from sonic_convert.compilation.targets import Target
 from sonic_convert.stages import run_stage
 
-COMPILER_VERSION = 3
+COMPILER_VERSION = 3  # raise it when what is compiled changes
 _ALIGNMENT_BYTES = 64
 _LIBRARY, _WEIGHTS = "program.so", "weights.bin"
 
@@ -44,7 +44,7 @@ class CompileOptions:
         target: the servers.
         pictures: sizes of videos; empty for the bundle's own resolution, square. That of the golden clip,
             with which a server verifies the bundle, is always among them.
-        use_library: False leaves everything to TVM, to see what the library is worth.
+        use_library: False leaves everything to TVM, to see what the Arm Compute Library is worth.
     """
 
     target: Target

@@ -231,10 +231,10 @@ def _attention(state: Lowering, node: onnx.NodeProto) -> None:
     else:  # products, and the softmax of all scores at once
         parts = []
         for part in (query, key, value):
-            split = (*part.shape[:2], heads, part.shape[2] // heads)
-            parts.append(state.emit.reshape(part.expression, part.shape, split))
-        expression = state.emit.emit(relax.op.nn.attention(*parts, scale=scale))
-        expression = state.emit.reshape(expression, (), shape)
+            by_head = (*part.shape[:2], heads, part.shape[2] // heads)
+            parts.append(state.emit.reshape(part.expression, part.shape, by_head))
+        attended = state.emit.emit(relax.op.nn.attention(*parts, scale=scale))
+        expression = state.emit.reshape(attended, (*shape[:2], *by_head[2:]), shape)
     state.values[node.output[0]] = Tensor(expression, Layout.plain(shape))
 
 
