@@ -18,6 +18,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, external_data_helper, numpy_helper
 
+from sonic.engine import session_options
+
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference can see them
 
 
@@ -90,8 +92,7 @@ class WeightKeeper:
 
 def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
     """A session of a model in memory whose large weights are in a folder's files."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     entry = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(entry, str(folder.absolute()))
     return onnxruntime.InferenceSession(

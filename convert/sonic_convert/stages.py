@@ -27,6 +27,7 @@ import onnxsim
 import torch
 
 from sonic.compare import Difference, compare
+from sonic.engine import session_options
 from sonic.errors import InputError
 from sonic_calibration.stored_graph import read_tensor, tensor_bytes
 from sonic_convert import fusion
@@ -178,10 +179,8 @@ def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest:
 
     def produce(target: Path) -> dict[str, Any]:
         onnx.checker.check_model(str(fused / GRAPH), full_check=False)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
-            str(fused / GRAPH), options, providers=["CPUExecutionProvider"]
+            str(fused / GRAPH), session_options(), providers=["CPUExecutionProvider"]
         )
         worst: Difference | None = None
         for path in sorted(exported.glob("golden_*.npz")):
