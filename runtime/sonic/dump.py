@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from sonic.errors import OutputError
+from sonic.spool import ArraySpool
 
 
 class DumpWriter:
@@ -37,8 +38,8 @@ class DumpWriter:
                 "give a folder that can be written"
             ) from error
 
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Write a whole array as ``name.npy``."""
+    def write(self, name: str, array: np.ndarray | ArraySpool) -> None:
+        """Write a whole array as ``name.npy``, row by row."""
         self.write_rows(name, array, array.shape, array.dtype)
 
     def write_rows(

@@ -46,6 +46,10 @@ class ClipSize:
         """Frames that are denoised."""
         return max(1, int(self.seconds * constants.video.generated_frame_rate_hz))
 
+    def shown_frames(self, constants: Constants) -> int:
+        """Frames of the video."""
+        return max(1, round(self.seconds * constants.video.frame_rate_hz))
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -127,12 +131,9 @@ def estimate_clip(
                 "checkpoint again with this version"
             )
         flop[name] = flop.get(name, 0.0) + count * sum(work.flop_of(sizes).values())
-    frames, video = clip.generated_frames(constants), constants.video
-    pixels = clip.height * clip.width * max(1, round(clip.seconds * video.frame_rate_hz))
+    pixels = clip.height * clip.width * clip.shown_frames(constants)
     seconds = {name: value / machine.flop_per_second(name) for name, value in flop.items()}
     seconds["encoding"] = pixels / 1e6 * machine.encode_seconds_per_megapixel
-    tokens = manifest.submodels["audio2token"].outputs[0].shape[2:]
-    on_disk = [3 * pixels, frames * int(np.prod([int(size) for size in tokens])) * _BYTES]
     total = sum(seconds.values())
     stage, needed = peak_memory(manifest, clip, run)
     return Estimate(
@@ -140,7 +141,9 @@ def estimate_clip(
         seconds=seconds,
         peak_bytes=base_bytes() + needed,
         peak_stage=stage,
-        disk_bytes=float(sum(size for size in on_disk if size > DEFAULT_MEMORY_LIMIT_BYTES)),
+        disk_bytes=float(
+            sum(size for size in _spooled_bytes(manifest, clip) if size > DEFAULT_MEMORY_LIMIT_BYTES)
+        ),
         joules=total * machine.watts,
     )
 
@@ -165,11 +168,21 @@ def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[st
     if "frame_interpolator" in peaks:
         peaks["vae_decoder"] += peaks.pop("frame_interpolator")
     stage = max(peaks, key=lambda name: peaks[name])
-    video = constants.video
-    latents = clip.generated_frames(constants) * video.latent_channels * _BYTES
-    latents *= clip.height * clip.width // video.latent_stride_pixels**2
-    # Noise, latents, and the sum and its parts of a step; tokens and frames up to the spools' limits.
-    return stage, 4 * latents + 2 * DEFAULT_MEMORY_LIMIT_BYTES + peaks[stage]
+    in_memory = (min(size, DEFAULT_MEMORY_LIMIT_BYTES) for size in _spooled_bytes(manifest, clip))
+    return stage, sum(in_memory) + peaks[stage]
+
+
+def _spooled_bytes(manifest: Manifest, clip: ClipSize) -> list[int]:
+    """What grows with a clip, each of which is on disk beyond a spool's limit."""
+    constants = manifest.constants
+    frames, video = clip.generated_frames(constants), constants.video
+    tokens = manifest.submodels["audio2token"].outputs[0].shape[2:]
+    latent = video.latent_channels * clip.height * clip.width // video.latent_stride_pixels**2
+    return [
+        frames * int(np.prod([int(size) for size in tokens])) * _BYTES,
+        2 * frames * latent * _BYTES,  # latents, and what a step makes of them
+        3 * clip.height * clip.width * clip.shown_frames(constants),
+    ]
 
 
 def base_bytes() -> int:

@@ -9,9 +9,12 @@ import numpy as np
 from sonic.constants import VideoConstants
 from sonic.engine import Session
 from sonic.smoothing import TemporalSmoother
+from sonic.spool import ArraySpool
 
 
-def decode(latents: np.ndarray, vae_decoder: Session, constants: VideoConstants) -> Iterator[np.ndarray]:
+def decode(
+    latents: np.ndarray | ArraySpool, vae_decoder: Session, constants: VideoConstants
+) -> Iterator[np.ndarray]:
     """Decode latents (frames, 4, h, w), chunk by chunk, to frames (3, H, W) float32 in 0..1.
 
     Frames of one chunk see each other in the temporal decoder, so the chunk length is a constant.

@@ -11,7 +11,7 @@ Several clips can be denoised together; everything else happens clip by clip.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from sonic.errors import InputError
 from sonic.estimate import ClipSize, available_bytes, peak_memory
 from sonic.face import Face, detect_faces
 from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
-from sonic.noise import check_noise, draw_noise, load_noise
+from sonic.noise import check_noise, draw_frames, load_noise
 from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.pipeline import run_ahead
 from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
@@ -130,8 +130,9 @@ class Generation:
         condition = self._condition(samples)
         assert options.steps is not None
         self.sampler = ClipSampler(
-            noise, condition, options.steps, self._constants.sampler, self._run.branches_at_once
-        )
+            noise, condition, options.steps, self._constants.sampler, self._run.branches_at_once,
+            self._spool_directory,
+        )  # fmt: skip
 
     def render(self, progress: Progress | None = None) -> Video:
         """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound.
@@ -216,7 +217,7 @@ class Generation:
             )
         return frames
 
-    def _initial_noise(self, frames: int) -> np.ndarray:
+    def _initial_noise(self, frames: int) -> Iterable[np.ndarray]:
         video, noise = self._constants.video, self._request.noise
         stride = video.latent_stride_pixels
         height, width = self._portrait.height // stride, self._portrait.width // stride
@@ -224,7 +225,7 @@ class Generation:
         if noise is None:
             seed = self._request.options.seed
             assert seed is not None
-            return draw_noise(seed, *shape)
+            return draw_frames(seed, *shape)
         array, name = (noise, "noise") if isinstance(noise, np.ndarray) else (load_noise(noise), str(noise))
         check_noise(array, name, shape)
         return array
@@ -296,10 +297,9 @@ def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
 
 
 def _dump_conditioning(
-    writer: DumpWriter, conditioning: AudioConditioning, latents: np.ndarray
+    writer: DumpWriter, conditioning: AudioConditioning, latents: ArraySpool
 ) -> None:
-    tokens = conditioning.tokens
-    writer.write_rows("audio_tokens", tokens, tokens.shape, np.float32)
+    writer.write("audio_tokens", conditioning.tokens)
     writer.write("uncond_tokens", conditioning.unconditional_tokens)
     writer.write("buckets", conditioning.buckets)
     writer.write("latents", latents)

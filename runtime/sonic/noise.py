@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
 from sonic.errors import InputError
 
 
+def draw_frames(seed: int, frames: int, *shape: int) -> Iterator[np.ndarray]:
+    """The noise of one frame after another, float32 of `shape`, from NumPy's PCG64."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(frames):
+        yield generator.standard_normal(shape, np.float32)
+
+
 def draw_noise(seed: int, frames: int, channels: int, height: int, width: int) -> np.ndarray:
     """Standard normal noise (frames, channels, height, width) float32; the same seed, the same noise.
 
-    Drawn frame after frame from NumPy's PCG64, so that a longer clip starts with a shorter one's noise.
+    Drawn frame after frame, so that a longer clip starts with a shorter one's noise.
     """
-    generator = np.random.Generator(np.random.PCG64(seed))
-    return generator.standard_normal((frames, channels, height, width), np.float32)
+    return np.stack(list(draw_frames(seed, frames, channels, height, width)))
 
 
 def load_noise(path: str | os.PathLike[str]) -> np.ndarray:
-    """One array from a ``.npy`` file; its shape and dtype are checked against the clip later.
+    """One array, mapped from a ``.npy`` file; its shape and dtype are checked against the clip later.
 
     Raises:
         InputError: the file does not exist or holds no single array of numbers.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a .npy file of float32 noise") from None
     except (OSError, ValueError, EOFError) as error:
@@ -46,5 +53,5 @@ def check_noise(array: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
             f"{name} is {array.dtype} {array.shape}, but this clip needs float32 {shape} "
             "(frames, channels, height / 8, width / 8)"
         )
-    if not np.isfinite(array).all():
+    if not all(np.isfinite(frame).all() for frame in array):
         raise InputError(f"{name} holds values that are not finite; draw it from a normal distribution")

@@ -2,16 +2,17 @@
 
 At step s every window starts ``s * window_shift_frames`` frames earlier and frame indices wrap around
 the clip, so that no frame stays at a window's border; where windows overlap (and in clips shorter than
-a window, whose frames appear more than once) the results are averaged.
+a window, whose frames appear more than once) the results are averaged. Memory holds the window that is
+computed; the latents of long clips are on disk.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
+from pathlib import Path
 
 import numpy as np
 
@@ -56,11 +57,12 @@ class ClipSampler:
     """The latents of one clip from noise to what is decoded, one denoising step after another.
 
     Args:
-        noise: (frames, 4, h, w) float32, standard normal.
+        noise: every frame's, (4, h, w) float32, standard normal; read once, so an iterator will do.
         condition: what the clip shows and says.
         steps: denoising steps, at least 1.
         constants: sigmas, guidance and windows of the bundle.
         branches_at_once: guidance branches in one call of the UNet.
+        spool_directory: where latents go when they are many; the system's temporary folder by default.
 
     Attributes:
         latents: (frames, 4, h, w) float32, scaled; finished when `step` is `steps`.
@@ -69,11 +71,12 @@ class ClipSampler:
 
     def __init__(
         self,
-        noise: np.ndarray,
+        noise: Iterable[np.ndarray],
         condition: ClipCondition,
         steps: int,
         constants: SamplerConstants,
         branches_at_once: int = GUIDANCE_BRANCHES,
+        spool_directory: Path | None = None,
     ) -> None:
         self.steps, self.step = steps, 0
         self._condition, self._constants = condition, constants
@@ -81,10 +84,13 @@ class ClipSampler:
         self._sigmas = karras_sigmas(steps, constants)
         self._image_scales = guidance_scales(constants.image_guidance, steps)
         self._audio_scales = guidance_scales(constants.audio_guidance, steps)
-        self._reading = Lock()  # a spool has one file position
-        self.latents = noise * self._sigmas[0] + condition.reference_latent * np.float32(
-            constants.initial_latent_scale
-        )
+        shape = condition.reference_latent.shape
+        self.latents = ArraySpool(shape, np.float32, directory=spool_directory)
+        self._sums = ArraySpool(shape, np.float32, directory=spool_directory)  # of this step's windows
+        start = condition.reference_latent * np.float32(constants.initial_latent_scale)
+        for frame in noise:
+            self.latents.append((frame * self._sigmas[0] + start)[None])
+            self._sums.append(np.zeros_like(start)[None])
 
     @property
     def window_count(self) -> int:
@@ -112,10 +118,9 @@ class ClipSampler:
             BundleError: the UNet returned values that are not finite.
         """
         sigma = float(self._sigmas[self.step])
-        with self._reading:
-            inputs = window_inputs(
-                self.latents[indices], indices, sigma, self._condition, self._constants, branches
-            )
+        inputs = window_inputs(
+            self.latents[indices], indices, sigma, self._condition, self._constants, branches
+        )
         predicted = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)[
             "prediction"
         ]
@@ -127,20 +132,27 @@ class ClipSampler:
             )
         return dict(zip(branches, predicted, strict=True))
 
-    def step_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> np.ndarray:
-        """The latents of a window's frames after this step, from what was predicted for its branches."""
+    def finish_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> None:
+        """Take a window's frames one step on, from what was predicted for its branches.
+
+        The windows of a step are finished in their order, so that sums have the same bytes.
+        """
         scales = self._image_scales[self.step], self._audio_scales[self.step]
         sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
-        return euler_step(self.latents[indices], guide(predictions, *scales), sigma, next_sigma)
+        stepped = euler_step(self.latents[indices], guide(predictions, *scales), sigma, next_sigma)
+        frames, positions = np.unique(indices, return_inverse=True)
+        sums = self._sums[frames]
+        np.add.at(sums, positions, stepped)
+        self._sums[frames] = sums
 
-    def finish_step(self, stepped: Sequence[np.ndarray]) -> None:
-        """Put the results of all windows of this step, in their order, together."""
-        total = np.zeros_like(self.latents)
-        counts = np.zeros((len(total), 1, 1, 1), np.float32)
-        for indices, values in zip(self.windows, stepped, strict=True):
-            np.add.at(total, indices, values)
-            np.add.at(counts, indices, 1)
-        self.latents = total / counts
+    def finish_step(self) -> None:
+        """Put the results of all windows of this step together: the mean of those that hold a frame."""
+        counts = np.bincount(np.concatenate(self.windows)).astype(np.float32)
+        for start in range(0, len(counts), self._constants.window_frames):
+            frames = np.arange(len(counts))[start : start + self._constants.window_frames]
+            sums = self._sums[frames]
+            self.latents[frames] = sums / counts[frames, None, None, None]
+            self._sums[frames] = np.zeros_like(sums)
         self.step += 1
 
 
@@ -170,15 +182,14 @@ def denoise_together(
             running = [_submit_step(pool, sampler, unet) for sampler in unfinished]
             try:
                 for sampler, windows in zip(unfinished, running, strict=True):
-                    stepped: list[np.ndarray] = []
                     while windows:
                         indices, calls = windows.popleft()  # predictions leave memory with their futures
                         predictions: dict[int, np.ndarray] = {}
                         for call in calls:
                             predictions |= call.result()
-                        stepped.append(sampler.step_window(indices, predictions))
+                        sampler.finish_window(indices, predictions)
                         advance()
-                    sampler.finish_step(stepped)
+                    sampler.finish_step()
             except BaseException:  # an interrupt too: what has not begun never will
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -1,7 +1,8 @@
-"""An append-only array of rows that moves to disk when it becomes long."""
+"""An array of rows that grows at its end and moves to disk when it becomes long."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from math import prod
@@ -21,8 +22,8 @@ class ArraySpool:
 
     The file has no name (it is unlinked as soon as it is open), so nothing is left behind however
     the process ends, and it is read and written without a memory map, so its rows do not count
-    towards the process's memory. Every read returns a copy. Reads and appends move one file
-    position: share a spool between threads only under a lock.
+    towards the process's memory. Every read returns a copy. Any number of threads may read at the same
+    time, and one may write rows that nobody reads meanwhile; an append wants the spool for itself.
 
     Args:
         row_shape: shape of one row, for example (height, width, 3).
@@ -82,28 +83,56 @@ class ArraySpool:
             InputError: the rows have another shape or a dtype that would lose information.
             OutputError: the temporary file cannot be created or its disk is full.
         """
+        values = self._bytes_of(rows)
+        size = self._rows * self._row_bytes
+        self._require_open()
+        if self._memory is not None and size + values.nbytes <= self._memory_limit_bytes:
+            self._memory += values.data
+        else:
+            self._store(values, size)
+        self._rows += len(rows)
+
+    def __setitem__(self, indices: NDArray[np.integer], rows: NDArray[Any]) -> None:
+        """Replace rows: `indices` (n,) from 0 on, none of them twice, by `rows` (n, *row_shape).
+
+        Raises:
+            InputError: as `append`.
+            OutputError: the temporary file cannot be written.
+            IndexError: there is no such row.
+        """
+        indices = np.asarray(indices)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self._rows:
+            raise IndexError(f"rows {indices.min()} to {indices.max()} should be among the {self._rows} rows")
+        self._require_open()
+        values = self._bytes_of(rows).reshape(len(indices), self._row_bytes)
+        for index, row in zip(indices.tolist(), values, strict=True):
+            if self._memory is not None:
+                self._memory[index * self._row_bytes : (index + 1) * self._row_bytes] = row.data
+            else:
+                self._store(row, index * self._row_bytes)
+
+    def _require_open(self) -> None:
+        if self._memory is None and self._file is None:
+            raise ValueError("the spool is closed")
+
+    def _bytes_of(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
         rows = np.asarray(rows)
         if rows.shape[1:] != self._row_shape or rows.ndim != self.ndim:
             raise InputError(f"rows of shape {rows.shape} should be (n, *{self._row_shape})")
         if not np.can_cast(rows.dtype, self._dtype, "same_kind"):
             raise InputError(f"rows of dtype {rows.dtype} should be {self._dtype}")
-        values = np.ascontiguousarray(rows, dtype=self._dtype).reshape(-1).view(np.uint8)
-        size = self._rows * self._row_bytes
-        if self._memory is None and self._file is None:
-            raise ValueError("the spool is closed")
-        if self._memory is not None and size + values.nbytes <= self._memory_limit_bytes:
-            self._memory += values.data
-        else:
-            try:
-                self._append_to_file(values, size)
-            except OSError as error:
-                raise OutputError(
-                    f"{self._directory}: temporary data cannot be stored here "
-                    f"({error.strerror or error}); free some space or choose another folder"
-                ) from error
-        self._rows += len(rows)
+        return np.ascontiguousarray(rows, dtype=self._dtype).reshape(-1).view(np.uint8)
 
-    def _append_to_file(self, values: NDArray[np.uint8], offset: int) -> None:
+    def _store(self, values: NDArray[np.uint8], offset: int) -> None:
+        try:
+            self._write(values, offset)
+        except OSError as error:
+            raise OutputError(
+                f"{self._directory}: temporary data cannot be stored here "
+                f"({error.strerror or error}); free some space or choose another folder"
+            ) from error
+
+    def _write(self, values: NDArray[np.uint8], offset: int) -> None:
         if self._file is not None:
             _write_all(self._file, offset, memoryview(values.data))
             return
@@ -123,21 +152,19 @@ class ArraySpool:
         """Fill `rows` (n, *row_shape), contiguous, with the rows from `first` on."""
         target = rows.reshape(-1).view(np.uint8)
         offset = first * self._row_bytes
-        if self._memory is None and self._file is None:
-            raise ValueError("the spool is closed")
+        self._require_open()
         if not target.size:
             return
         if self._memory is not None:
             target[:] = np.frombuffer(self._memory, np.uint8, target.size, offset)
             return
         assert self._file is not None
-        self._file.seek(offset)
         view = memoryview(target.data)
         while view:
-            count = self._file.readinto(view)  # type: ignore[attr-defined]
+            count = os.preadv(self._file.fileno(), [view], offset)
             if not count:
                 raise OutputError(f"{self._directory}: temporary data was cut short")
-            view = view[count:]
+            view, offset = view[count:], offset + count
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Rows as a new array, by an integer, a slice, or an array of integers or booleans."""
@@ -209,6 +236,6 @@ class ArraySpool:
 
 
 def _write_all(file: IO[bytes], offset: int, data: memoryview) -> None:
-    file.seek(offset)
     while data:
-        data = data[file.write(data) :]
+        count = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[count:], offset + count

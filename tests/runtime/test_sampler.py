@@ -18,6 +18,7 @@ from sonic.frames import hold_last, interpolate, quantize
 from sonic.noise import draw_noise
 from sonic.sampler import ClipCondition, ClipSampler, denoise_together, window_indices
 from sonic.schedule import euler_step, input_scale, karras_sigmas, model_timestep
+from sonic.spool import ArraySpool
 
 CONSTANTS = SamplerConstants()
 
@@ -88,7 +89,7 @@ def condition(frames: int) -> ClipCondition:
 def denoise(noise: np.ndarray, unet: LinearUNet, steps: int, calls_at_once: int = 1) -> np.ndarray:
     sampler = ClipSampler(noise, condition(len(noise)), steps, CONSTANTS)
     denoise_together([sampler], unet, calls_at_once)
-    return sampler.latents
+    return np.asarray(sampler.latents)
 
 
 @settings(deadline=None, max_examples=20)
@@ -123,8 +124,9 @@ def test_branches_without_weight_are_not_run(image: float, audio: float, branche
     sampler = ClipSampler(noise, condition(4), 1, constants, at_once)
     expected = 0.1 * (1 + image * (4 - 1) + audio * (9 - 4))
     sigmas = karras_sigmas(1, constants)
-    prediction = sampler.latents * input_scale(float(sigmas[0])) * np.float32(expected)
-    stepped = euler_step(sampler.latents, prediction, float(sigmas[0]), float(sigmas[1]))
+    initial = np.asarray(sampler.latents)
+    prediction = initial * input_scale(float(sigmas[0])) * np.float32(expected)
+    stepped = euler_step(initial, prediction, float(sigmas[0]), float(sigmas[1]))
     denoise_together([sampler], unet)
     np.testing.assert_allclose(sampler.latents, stepped, rtol=1e-4, atol=1e-3)
     assert sum(unet.batches) == branches and max(unet.batches) == min(branches, at_once)
@@ -155,6 +157,43 @@ def test_clips_together_are_each_as_alone(
     assert len(advanced) == expected_calls
     for sampler, noise, (_, steps) in zip(samplers, noises, clips, strict=True):
         np.testing.assert_array_equal(sampler.latents, denoise(noise, LinearUNet(), steps))
+
+
+@pytest.mark.parametrize("frames", [1, 7, 24, 53])
+@pytest.mark.parametrize("calls_at_once", [1, 3])
+def test_latents_on_disk_are_those_in_memory(frames: int, calls_at_once: int, monkeypatch, tmp_path) -> None:
+    noise, unet = draw_noise(1, frames, 4, 2, 2), LinearUNet()
+    expected = denoise(noise, unet, 3)
+
+    def on_disk(*arguments: Any, **options: Any) -> ArraySpool:
+        return ArraySpool(*arguments, memory_limit_bytes=0, **options)
+
+    monkeypatch.setattr("sonic.sampler.ArraySpool", on_disk)
+    sampler = ClipSampler(iter(noise), condition(frames), 3, CONSTANTS, spool_directory=tmp_path)
+    denoise_together([sampler], unet, calls_at_once)
+    assert sampler.latents.on_disk
+    np.testing.assert_array_equal(sampler.latents, expected)
+
+
+def test_frames_are_the_mean_of_their_windows() -> None:
+    # Five windows' worth of a UNet that answers with the window's number: by hand, frame by frame.
+    class NumberingUNet(LinearUNet):
+        def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
+            return {"prediction": np.full_like(inputs["sample"][:, :, :4], tags["window"])}
+
+    noise = draw_noise(0, 53, 4, 2, 2)
+    sampler = ClipSampler(noise, condition(53), 1, CONSTANTS)
+    initial, sigmas = np.asarray(sampler.latents), karras_sigmas(1, CONSTANTS)
+    denoise_together([sampler], NumberingUNet())
+    holders = [[n for n, window in enumerate(window_indices(53, 0, CONSTANTS)) if frame in window]
+               for frame in range(53)]  # fmt: skip
+    assert {len(numbers) for numbers in holders} == {1, 2}
+    for frame, numbers in enumerate(holders):
+        stepped = [
+            euler_step(initial[frame], np.full_like(initial[frame], n), float(sigmas[0]), float(sigmas[1]))
+            for n in numbers
+        ]
+        np.testing.assert_allclose(sampler.latents[frame], np.mean(stepped, axis=0), rtol=1e-4, atol=1e-2)
 
 
 def test_noise_starts_alike_for_longer_clips() -> None:

@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,32 @@ def test_any_appends_read_back(
         assert spool.on_disk == (total > limit)
 
 
+@given(st.lists(st.integers(0, 8), unique=True), st.sampled_from([0, 10**6]))
+def test_rows_can_be_replaced(indices: list[int], limit: int) -> None:
+    rows = np.arange(9 * 6, dtype=np.float32).reshape(9, 2, 3)
+    with ArraySpool((2, 3), np.float32, limit) as spool:
+        spool.append(rows)
+        new = -rows[indices] - 1
+        spool[np.array(indices, int)] = new
+        rows[indices] = new
+        np.testing.assert_array_equal(spool[:], rows)
+        for wrong in ([9], [-1], [0, 9]):
+            with pytest.raises(IndexError, match="among the 9 rows"):
+                spool[np.array(wrong)] = np.zeros((len(wrong), 2, 3), np.float32)
+        with pytest.raises(InputError, match="shape"):
+            spool[np.array([0])] = np.zeros((1, 3, 2), np.float32)
+        np.testing.assert_array_equal(spool[:], rows)
+
+
+def test_threads_read_their_own_rows() -> None:
+    rows = np.random.default_rng(0).integers(0, 255, (200, 4096)).astype(np.uint8)
+    with ArraySpool((4096,), np.uint8, 0) as spool, ThreadPoolExecutor(8) as pool:
+        spool.append(rows)
+        found = list(pool.map(lambda start: spool[start::8], list(range(8)) * 4))
+    for start, part in zip(list(range(8)) * 4, found, strict=True):
+        np.testing.assert_array_equal(part, rows[start::8])
+
+
 def test_rows_that_do_not_fit_are_refused() -> None:
     spool = ArraySpool((2, 3), np.uint8)
     for wrong in (np.zeros((2, 3), np.uint8), np.zeros((1, 3, 2), np.uint8), np.uint8(1)):
@@ -122,6 +149,8 @@ def test_a_closed_spool_says_so() -> None:
             spool[0]
         with pytest.raises(ValueError, match="closed"):
             spool.append(np.zeros((1, 4), np.uint8))
+        with pytest.raises(ValueError, match="closed"):
+            spool[np.array([0])] = np.zeros((1, 4), np.uint8)
 
 
 @pytest.mark.filterwarnings("error")
