@@ -9,7 +9,7 @@
 
 from sonic.errors import BundleError, InputError, OutputError, SonicError, SonicWarning
 from sonic.model import ClipResult, SonicModel, load_model
-from sonic.video import Video, save_video
+from sonic.video import Video, VideoStream, save_video
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "SonicModel",
     "SonicWarning",
     "Video",
+    "VideoStream",
     "load_model",
     "save_video",
 ]

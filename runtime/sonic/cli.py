@@ -143,25 +143,20 @@ def run_generate(
         check_output_path(output)
         progress = ConsoleProgress()
         model = sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
-        video = model.generate(
-            image,
-            audio,
+        rate = model.constants.video.h264_constant_rate_factor
+        with model.stream(
+            image=image,
+            audio=audio,
             min_resolution=resolution,
             inference_steps=steps,
             progress=progress,
             spool_directory=output.parent,
             **options,
-        )
-        with progress.stage("encoding", len(video)) as advance:
-            sonic.save_video(
-                video,
-                output,
-                constant_rate_factor=model.constants.video.h264_constant_rate_factor,
-                progress=lambda done, total: advance(),
-            )
+        ) as video:
+            sonic.save_video(video, output, constant_rate_factor=rate)
         frames, height, width, _ = video.shape
         click.echo(
-            f"{output}: {video.duration_seconds:.2f} s, {frames} frames of {width} x {height} at "
+            f"{output}: {frames / video.frame_rate_hz:.2f} s, {frames} frames of {width} x {height} at "
             f"{video.frame_rate_hz:g} Hz, {os.path.getsize(output) / 1e6:.2f} MB"
         )
 

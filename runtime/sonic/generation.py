@@ -11,8 +11,8 @@ Several clips can be denoised together; everything else happens clip by clip.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
 from sonic.progress import Progress
 from sonic.sampler import ClipCondition, ClipSampler, denoise_together
 from sonic.spool import ArraySpool
-from sonic.video import Video
+from sonic.video import Video, VideoStream
 
 PathLike = str | os.PathLike[str]
 _FRAMES_AHEAD = 4
@@ -139,41 +139,63 @@ class Generation:
 
         `progress` shows it in place of the clip's own.
         """
-        constants, options = self._constants.video, self._request.options
-        latents, portrait, sound = self.sampler.latents, self._portrait, self._sound
+        options, portrait, sound = self._request.options, self._portrait, self._sound
+        rate_hz = self._constants.video.frame_rate_hz
+        spool = ArraySpool((portrait.height, portrait.width, 3), np.uint8, directory=self._spool_directory)
+        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
+        for frame in self._frames(progress or self._progress):
+            spool.append(frame[None])
+            if meter is not None:
+                meter.update(frame)
+        if meter is not None:
+            sound = shift_sound(sound, sound_offset_frames(meter.signal, sound, rate_hz), rate_hz)
+        return Video(spool, rate_hz, sound)
+
+    @contextmanager
+    def stream(self) -> Iterator[VideoStream]:
+        """The video of :meth:`render` for a ``with`` block; its frames are made as they are read, once.
+
+        So they can be encoded while the next ones are decoded. Lip-sync correction needs all frames
+        before it knows the sound; they are all made first then.
+        """
+        sound, frames = self._sound, self._frames(self._progress)
+        if self._request.options.lip_sync_correction:
+            video = self.render()
+            assert video.sound is not None
+            sound, frames = video.sound, _told(video, self._progress)
+        with closing(frames):
+            shape = (self._frame_total, self._portrait.height, self._portrait.width, 3)
+            yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound)
+
+    @property
+    def _frame_total(self) -> int:
+        return max(1, round(self._sound.duration_seconds * self._constants.video.frame_rate_hz))
+
+    def _frames(self, progress: Progress) -> Generator[np.ndarray, None, None]:
+        """Every frame of the video, uint8 (H, W, 3)."""
+        constants, latents = self._constants.video, self.sampler.latents
         if self._writer is not None:
             _dump_conditioning(self._writer, self._conditioning, latents)
-        count = max(1, round(sound.duration_seconds * constants.frame_rate_hz))
-        shape = (portrait.height, portrait.width, 3)
-        spool = ArraySpool(shape, np.uint8, directory=self._spool_directory)
-        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
         with ExitStack() as stack:
             decoder = stack.enter_context(self._engine.open("vae_decoder"))
             interpolator = stack.enter_context(self._engine.open("frame_interpolator"))
-            advance = stack.enter_context((progress or self._progress).stage("frames", count))
+            advance = stack.enter_context(progress.stage("frames", self._frame_total))
             pictures = frame_stages.decode(latents, decoder, constants)
             if self._writer is not None:
-                dumped = (len(latents), *shape)
+                dumped = (len(latents), self._portrait.height, self._portrait.width, 3)
                 append = stack.enter_context(self._writer.open_rows("frames", dumped, np.uint8))
                 pictures = _copied(pictures, append)
             if constants.interpolation_factor == 2:
                 pictures = frame_stages.interpolate(pictures, interpolator)
-            # Inference goes on in its own thread while frames are smoothed, converted and stored here.
+            # Inference goes on in its own thread while frames are smoothed, converted and used here.
             ahead = run_ahead(pictures, _FRAMES_AHEAD)
             stack.callback(ahead.close)
             pictures = ahead
-            if options.smooth_motion:
+            if self._request.options.smooth_motion:
                 pictures = frame_stages.smooth(pictures)
-            for picture in frame_stages.hold_last(pictures, count):
-                frame = frame_stages.quantize(picture)
-                spool.append(frame[None])
-                if meter is not None:
-                    meter.update(frame)
+            for picture in frame_stages.hold_last(pictures, self._frame_total):
+                yield frame_stages.quantize(picture)
                 advance()
-        if meter is not None:
-            offset = sound_offset_frames(meter.signal, sound, constants.frame_rate_hz)
-            sound = shift_sound(sound, offset, constants.frame_rate_hz)
-        return Video(spool, frame_rate_hz=constants.frame_rate_hz, sound=sound)
 
     def _prepare_portrait(self, picture: Image.Image) -> Portrait:
         constants, request = self._constants, self._request
@@ -310,3 +332,11 @@ def _copied(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.nd
     for picture in pictures:
         append(frame_stages.quantize(picture))
         yield picture
+
+
+def _told(video: Video, progress: Progress) -> Generator[np.ndarray, None, None]:
+    """A video's frames, with a bar for what is done with them."""
+    with progress.stage("encoding", len(video)) as advance:
+        for frame in video:
+            yield frame
+            advance()

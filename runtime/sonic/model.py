@@ -25,7 +25,7 @@ from sonic.generation import ClipRequest, Generation, PathLike, denoise_clips
 from sonic.manifest import Manifest
 from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
-from sonic.video import Video
+from sonic.video import Video, VideoStream
 
 
 def load_model(
@@ -174,11 +174,51 @@ class SonicModel:
         spool_directory: PathLike | None = None,
     ) -> Video:
         """Generate what a request asks for; returns and raises as :meth:`generate`."""
+        with self._denoised(request, progress, observer, spool_directory) as clip:
+            return clip.render()
+
+    @contextmanager
+    def stream(
+        self,
+        *,
+        progress: Progress | None = None,
+        observer: Observer | None = None,
+        spool_directory: PathLike | None = None,
+        **arguments: Any,
+    ) -> Iterator[VideoStream]:
+        """Generate a video and encode it while it is decoded, without keeping its frames.
+
+            with model.stream(image="portrait.jpg", audio="speech.wav") as video:
+                save_video(video, "output.mp4")
+
+        Args:
+            progress, observer, spool_directory: as for :meth:`generate`.
+            arguments: the others of :meth:`generate` by name.
+
+        Yields:
+            What :meth:`generate` returns, frame by frame. With `lip_sync_correction`, which has to see
+            every frame before the sound is known, all are made first and kept, on disk when long.
+
+        Raises:
+            InputError, OutputError, BundleError: as :meth:`generate`.
+        """
+        request, progress = self._request(arguments), progress or default_progress()
+        with self._denoised(request, progress, observer, spool_directory) as clip, clip.stream() as video:
+            yield video
+
+    @contextmanager
+    def _denoised(
+        self,
+        request: ClipRequest,
+        progress: Progress,
+        observer: Observer | None,
+        spool_directory: PathLike | None,
+    ) -> Iterator[Generation]:
         spool = None if spool_directory is None else Path(spool_directory)
         with self._observed(observer), Generation(self.engine, request, progress, spool, self.run) as clip:
             clip.prepare()
             denoise_clips(self.engine, [clip], progress, self._calls_at_once())
-            return clip.render()
+            yield clip
 
     def generate_many(
         self,

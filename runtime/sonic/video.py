@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,28 @@ class Video:
         return f"Video({frames} frames, {width}x{height}, {self.frame_rate_hz:g} Hz, {sound})"
 
 
+@dataclass(frozen=True)
+class VideoStream:
+    """A video whose frames are made as they are read, from the first to the last, once.
+
+    Attributes:
+        frames: uint8 (height, width, 3), RGB, as many as `shape` says.
+        shape: (frames, height, width, 3).
+        frame_rate_hz: frames a second.
+        sound: the sound that starts with the first frame.
+    """
+
+    frames: Iterator[NDArray[np.uint8]]
+    shape: tuple[int, int, int, int]
+    frame_rate_hz: float
+    sound: Sound
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return self.frames
+
+
 def save_video(
-    video: Video | ArraySpool | ArrayLike,
+    video: Video | VideoStream | ArraySpool | ArrayLike,
     path: str | os.PathLike[str],
     *,
     frame_rate_hz: float | None = None,
@@ -126,7 +147,7 @@ def save_video(
     not at all. The same input gives the same bytes with the same version of PyAV.
 
     Args:
-        video: a `Video`, or uint8 frames (frames, height, width, 3).
+        video: a `Video`, a `VideoStream`, or uint8 frames (frames, height, width, 3).
         path: where to write; the suffix is .mp4, and an existing file is replaced.
         frame_rate_hz: frames a second, for frames that are not a `Video`.
         constant_rate_factor: x264's quality, 0 (lossless) to 51; lower is better and larger.
@@ -139,7 +160,7 @@ def save_video(
         OutputError: the file cannot be written there.
     """
     path = Path(path)
-    if not isinstance(video, Video):
+    if not isinstance(video, Video | VideoStream):
         if frame_rate_hz is None:
             raise InputError("frames that are not a Video need frame_rate_hz, for example 25")
         video = Video(video, frame_rate_hz)  # type: ignore[arg-type]
@@ -182,7 +203,9 @@ def _check_suffix(path: Path) -> None:
         raise InputError(f"{path}: a video's name should end in .mp4")
 
 
-def _check_input(video: Video, path: Path, constant_rate_factor: int, sound: Sound | None) -> None:
+def _check_input(
+    video: Video | VideoStream, path: Path, constant_rate_factor: int, sound: Sound | None
+) -> None:
     _check_suffix(path)
     frames, height, width, _ = video.shape
     if frames == 0:
@@ -226,7 +249,7 @@ def _reason(error: Exception) -> str:
 
 
 def _encode(
-    video: Video,
+    video: Video | VideoStream,
     path: Path,
     constant_rate_factor: int,
     sound: Sound | None,

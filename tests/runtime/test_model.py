@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -48,6 +49,33 @@ def test_same_seed_same_bytes(model, portrait, short_wav) -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_stream_makes_the_file_of_the_whole_video(model, portrait, short_wav, tmp_path, corrected) -> None:
+    options = FAST | {"image": portrait, "audio": short_wav, "lip_sync_correction": corrected}
+    whole, streamed = tmp_path / "whole.mp4", tmp_path / "streamed.mp4"
+    video = model.generate(**options)
+    sonic.save_video(video, whole)
+    with model.stream(**options, dump=tmp_path / "dump") as stream:
+        assert stream.shape == video.shape
+        sonic.save_video(stream, streamed)
+        assert next(iter(stream), None) is None
+    assert streamed.read_bytes() == whole.read_bytes()
+    np.testing.assert_array_equal(np.load(tmp_path / "dump" / "frames.npy"), np.asarray(video)[:15:2])
+
+
+def test_a_stream_that_is_left_early_ends_its_threads_and_writes_nothing(
+    model, portrait, short_wav, tmp_path
+) -> None:
+    before = threading.active_count()
+    with (
+        pytest.raises(RuntimeError, match="enough"),
+        model.stream(image=portrait, audio=short_wav, dump=tmp_path / "dump", **FAST) as stream,
+    ):
+        next(iter(stream))
+        raise RuntimeError("enough")
+    assert threading.active_count() == before and not (tmp_path / "dump").exists()
 
 
 @pytest.mark.parametrize("memory", sonic.options.MEMORY_MODES)
