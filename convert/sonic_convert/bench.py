@@ -22,11 +22,12 @@ from sonic.errors import InputError
 from sonic.model import load_model
 from sonic.progress import ConsoleProgress
 from sonic_calibration.files import replace_file
+from sonic_convert.bench_calls import ENGINES, CallTimes, bench_decoder, bench_unet
 from sonic_convert.bench_clips import BatchTimes, CommandRun, bench_batch, generate, write_speech
 from sonic_convert.bench_report import plot_results, write_report
-from sonic_convert.bench_unet import UNetTimes, bench_unet
 from sonic_convert.checkpoint import Checkpoint, find_checkpoint
 
+_DECODED_FRAMES = 2  # as many as a short test has patience for; a clip is decoded in chunks of eight
 ASSETS = Path(__file__).with_name("assets")
 
 
@@ -38,7 +39,9 @@ ASSETS = Path(__file__).with_name("assets")
 @click.option("--work", type=click.Path(path_type=Path),
               help="Work folder of the conversion, for its unfused graph [BUNDLE.work].")  # fmt: skip
 @click.option("--also", type=click.Path(path_type=Path), multiple=True,
-              help="A bundle of another precision, whose UNet is timed too; may be repeated.")  # fmt: skip
+              help="A bundle of another precision, timed too; may be repeated.")  # fmt: skip
+@click.option("--engine", "engines", type=click.Choice(ENGINES), multiple=True,
+              help="Time only this beside the bundles; may be repeated [all that are there].")  # fmt: skip
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--resolution", type=click.IntRange(64), default=256, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -50,13 +53,14 @@ def main(
     output: Path,
     work: Path | None,
     also: tuple[Path, ...],
+    engines: tuple[str, ...],
     frames: int,
     resolution: int,
     repeats: int,
     lengths: str,
     clips: bool,
 ) -> None:
-    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, and whole clips of BUNDLE."""
+    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, the VAE decoder, and clips of BUNDLE."""
     with user_errors():
         progress = ConsoleProgress()
         seconds = _parse_lengths(lengths)
@@ -64,18 +68,21 @@ def main(
         opened, found = Checkpoint.open(find_checkpoint(checkpoint)), find_bundle(bundle)
         work = work or found.with_name(f"{found.name}.work")
         unfused = work / "unet" / "simplified" / "model.onnx"
-        if not unfused.is_file():
+        engines = engines or ENGINES
+        if "unfused" in engines and not unfused.is_file():
             click.echo(f"note: there is no {unfused}, so the unfused graph is left out (--work)", err=True)
+        model, others = load_model(found), [load_model(other) for other in also]
         times = bench_unet(
-            opened, load_model(found), unfused if unfused.is_file() else None, frames, resolution,
-            repeats, progress, [load_model(other) for other in also],
+            opened, model, unfused if unfused.is_file() else None, frames, resolution, repeats, progress,
+            others, engines,
         )  # fmt: skip
+        decoder = bench_decoder(model, others, _DECODED_FRAMES, resolution, repeats, progress)
         runs: dict[float, CommandRun] = {}
         batch = None
         if clips:
             runs, batch = _bench_clips(found, seconds, progress)
-        _write_json(output / "results.json", times, runs, batch)
-        report = write_report(output / "report.md", machine_name(), found.name, times, runs, batch)
+        _write_json(output / "results.json", times, decoder, runs, batch)
+        report = write_report(output / "report.md", machine_name(), found.name, times, decoder, runs, batch)
         plot_results(output, times, runs)
     Console().print(Markdown(report))
 
@@ -110,11 +117,16 @@ def _bench_clips(
 
 
 def _write_json(
-    path: Path, times: UNetTimes, runs: dict[float, CommandRun], batch: BatchTimes | None
+    path: Path,
+    times: CallTimes,
+    decoder: CallTimes,
+    runs: dict[float, CommandRun],
+    batch: BatchTimes | None,
 ) -> None:
     values = {
         "machine": machine_name(),
         "unet": asdict(times),
+        "vae_decoder": asdict(decoder),
         "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
         "batch": None if batch is None else asdict(batch),
     }

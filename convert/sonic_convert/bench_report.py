@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sonic_calibration.files import replace_file
+from sonic_convert.bench_calls import BUNDLE, PYTORCH, CallTimes
 from sonic_convert.bench_clips import BatchTimes, CommandRun
-from sonic_convert.bench_unet import BUNDLE, PYTORCH, UNetTimes
 
 _AFTER_DENOISING = "frames"  # with their encoding
 
@@ -16,25 +16,15 @@ def write_report(
     path: Path,
     machine: str,
     bundle: str,
-    times: UNetTimes,
+    times: CallTimes,
+    decoder: CallTimes,
     runs: Mapping[float, CommandRun],
     batch: BatchTimes | None,
 ) -> str:
     """Write and return the report."""
-    lines = [
-        f"Bundle {bundle}; {machine}.",
-        "",
-        f"One UNet call, 1 x {times.frames} frames at {times.resolution_pixels} pixels, float32, "
-        f"{len(times.seconds[BUNDLE])} alternating runs:",
-        "",
-        "| engine | median s | fastest s | times PyTorch | the bundle is times as fast |",
-        "|---|---|---|---|---|",
-    ]
-    for engine, seconds in times.seconds.items():
-        lines.append(
-            f"| {engine} | {times.median(engine):.3f} | {min(seconds):.3f} | "
-            f"{times.speed_up(engine, PYTORCH):.2f} | {times.speed_up(BUNDLE, engine):.2f} |"
-        )
+    lines = [f"Bundle {bundle}; {machine}.", "", *_table("One UNet call, 1 x", times)]
+    if len(decoder.seconds) > 1:
+        lines += ["", *_table("One call of the VAE decoder,", decoder)]
     if runs:
         shortest = min(runs)
         lines += [
@@ -63,7 +53,24 @@ def write_report(
     return text
 
 
-def plot_results(folder: Path, times: UNetTimes, runs: Mapping[float, CommandRun]) -> list[Path]:
+def _table(title: str, times: CallTimes) -> list[str]:
+    lines = [
+        f"{title} {times.frames} frames at {times.resolution_pixels} pixels, "
+        f"{len(times.seconds[BUNDLE])} alternating runs:",
+        "",
+        "| engine | median s | fastest s | times PyTorch | the bundle is times as fast |",
+        "|---|---|---|---|---|",
+    ]
+    for engine, seconds in times.seconds.items():
+        beside_torch = f"{times.speed_up(engine, PYTORCH):.2f}" if PYTORCH in times.seconds else ""
+        lines.append(
+            f"| {engine} | {times.median(engine):.3f} | {min(seconds):.3f} | "
+            f"{beside_torch} | {times.speed_up(BUNDLE, engine):.2f} |"
+        )
+    return lines
+
+
+def plot_results(folder: Path, times: CallTimes, runs: Mapping[float, CommandRun]) -> list[Path]:
     """Draw what there is: engines, time by stage, memory over time, cost against length."""
     from matplotlib.figure import Figure
 

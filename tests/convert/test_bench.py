@@ -12,12 +12,21 @@ from sonic.errors import SonicError
 from sonic.model import load_model
 from sonic.progress import NoProgress
 from sonic_convert.bench import main
+from sonic_convert.bench_calls import (
+    BUNDLE,
+    OPENVINO,
+    PYTORCH,
+    UNFUSED,
+    CallTimes,
+    bench_decoder,
+    bench_unet,
+)
 from sonic_convert.bench_clips import BatchTimes, CommandRun, generate, write_speech
 from sonic_convert.bench_report import plot_results, write_report
-from sonic_convert.bench_unet import BUNDLE, OPENVINO, PYTORCH, UNFUSED, UNetTimes, bench_unet
 from sonic_convert.checkpoint import Checkpoint
 
-TIMES = UNetTimes(8, 256, {PYTORCH: [4.0, 4.0, 9.0], UNFUSED: [3.0, 3.0, 3.0], BUNDLE: [2.0, 2.0, 3.0]})
+TIMES = CallTimes(8, 256, {PYTORCH: [4.0, 4.0, 9.0], UNFUSED: [3.0, 3.0, 3.0], BUNDLE: [2.0, 2.0, 3.0]})
+DECODER = CallTimes(2, 256, {BUNDLE: [2.0], f"{BUNDLE} int8": [1.0]})
 RUNS = {
     6.0: CommandRun(10.0, {"denoising": 7.0, "frames": 1.5}, [(0.1, 50_000_000), (5.0, 100_000_000)]),
     60.0: CommandRun(90.0, {"denoising": 80.0, "frames": 4.5}, [(0.1, 50_000_000), (50.0, 110_000_000)]),
@@ -25,7 +34,8 @@ RUNS = {
 
 
 def test_the_report_says_ratios(tmp_path: Path) -> None:
-    report = write_report(tmp_path / "report.md", "a machine", "tiny", TIMES, RUNS, BatchTimes(4, 40.0, 32.0))
+    batch = BatchTimes(4, 40.0, 32.0)
+    report = write_report(tmp_path / "report.md", "a machine", "tiny", TIMES, DECODER, RUNS, batch)
     assert report == (tmp_path / "report.md").read_text()
     assert "| ONNX Runtime, unfused graph | 3.000 | 3.000 | 1.33 | 1.50 |" in report
     assert "| the bundle | 2.000 | 2.000 | 2.00 | 1.00 |" in report
@@ -38,6 +48,27 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     paths = plot_results(tmp_path, TIMES, RUNS)
     assert [path.name for path in paths] == ["engines.png", "stages.png", "memory.png", "length.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_a_report_without_pytorch(tmp_path: Path) -> None:
+    times = CallTimes(8, 256, {BUNDLE: [2.0], f"{BUNDLE} int8": [1.0]})
+    report = write_report(tmp_path / "report.md", "a machine", "tiny", times, times, {}, None)
+    assert report.count("| the bundle int8 | 1.000 | 1.000 |  | 0.50 |") == 2
+    alone = CallTimes(2, 256, {BUNDLE: [2.0]})
+    report = write_report(tmp_path / "report.md", "a machine", "tiny", times, alone, {}, None)
+    assert "VAE decoder" not in report
+
+
+def test_decoders_alternate(small) -> None:
+    model = load_model(small.bundle)
+    times = bench_decoder(model, [model], 2, 64, 2, NoProgress())
+    assert [len(seconds) for seconds in times.seconds.values()] == [2, 2]
+
+
+def test_only_the_engines_that_are_wanted(small) -> None:
+    model = load_model(small.bundle)
+    times = bench_unet(Checkpoint.open(small.checkpoint), model, None, 2, 64, 1, NoProgress(), engines=())
+    assert set(times.seconds) == {BUNDLE}
 
 
 def test_every_engine_that_is_there_runs_as_often(small) -> None:

@@ -1,4 +1,4 @@
-"""One UNet call in several engines, side by side.
+"""One call of the UNet, or of the VAE decoder, in several engines, side by side.
 
 Runs alternate, so that whatever else the machine does slows all of them; ratios of medians are the
 result.
@@ -10,7 +10,7 @@ import gc
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,8 @@ from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.parity import published_unet_inputs
 from sonic_convert.submodels import SUBMODELS, build_unet, measure, unet_sizes
 
+#: Engines that are timed beside the bundle, by the names that the command knows.
+ENGINES = ("pytorch", "unfused", "openvino")
 PYTORCH = "PyTorch, published forward"
 UNFUSED = "ONNX Runtime, unfused graph"
 BUNDLE = "the bundle"
@@ -37,7 +39,7 @@ _REST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class UNetTimes:
+class CallTimes:
     """Seconds of every run of one call, by engine."""
 
     frames: int
@@ -63,30 +65,57 @@ def bench_unet(
     repeats: int,
     progress: Progress,
     others: Sequence[SonicModel] = (),
-) -> UNetTimes:
+    engines: Collection[str] = ENGINES,
+) -> CallTimes:
     """Time one call, batch 1, in every engine that is there.
 
     Args:
-        others: bundles of other precisions of the same checkpoint, timed too.
         unfused: the simplified graph that the conversion left in its work folder, or None.
         repeats: runs of each engine after one that warms up.
+        others: bundles of other precisions of the same checkpoint, timed too.
+        engines: those of `ENGINES` that are timed beside the bundles; all of them are in memory at once.
     """
     inputs, face_mask = unet_inputs(checkpoint, frames, resolution_pixels)
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    with _open(checkpoint, model, unfused, inputs, face_mask, feeds, others, engines) as opened:
+        seconds = _alternate(opened, repeats, progress, "one UNet call")
+    return CallTimes(frames, resolution_pixels, seconds)
+
+
+def bench_decoder(
+    model: SonicModel,
+    others: Sequence[SonicModel],
+    frames: int,
+    resolution_pixels: int,
+    repeats: int,
+    progress: Progress,
+) -> CallTimes:
+    """Time one call of the VAE decoder in `model` and in bundles of other precisions."""
+    video = model.constants.video
+    side = resolution_pixels // video.latent_stride_pixels
+    shape = (frames, video.latent_channels, side, side)
+    feeds = {"latents": np.random.default_rng(0).standard_normal(shape, np.float32)}
+    with ExitStack() as stack:
+        opened = _open_bundles(stack, "vae_decoder", model, others, feeds)
+        seconds = _alternate(opened, repeats, progress, "one call of the VAE decoder")
+    return CallTimes(frames, resolution_pixels, seconds)
+
+
+def _alternate(
+    opened: dict[str, Callable[[], Any]], repeats: int, progress: Progress, title: str
+) -> dict[str, list[float]]:
+    """Seconds of all runs but the first of each, by name."""
     seconds: dict[str, list[float]] = {}
-    with (
-        _engines(checkpoint, model, unfused, inputs, face_mask, feeds, others) as engines,
-        progress.stage("one UNet call", (repeats + 1) * len(engines)) as advance,
-    ):
+    with progress.stage(title, (repeats + 1) * len(opened)) as advance:
         for repeat in range(repeats + 1):
-            for name, run in engines.items():
+            for name, run in opened.items():
                 time.sleep(_REST_SECONDS)
                 started = time.perf_counter()
                 run()
                 if repeat:
                     seconds.setdefault(name, []).append(time.perf_counter() - started)
                 advance()
-    return UNetTimes(frames, resolution_pixels, seconds)
+    return seconds
 
 
 def unet_inputs(
@@ -106,7 +135,7 @@ def unet_inputs(
 
 
 @contextmanager
-def _engines(
+def _open(
     checkpoint: Checkpoint,
     model: SonicModel,
     unfused: Path | None,
@@ -114,29 +143,46 @@ def _engines(
     face_mask: torch.Tensor,
     feeds: dict[str, np.ndarray],
     others: Sequence[SonicModel],
+    engines: Collection[str],
 ) -> Iterator[dict[str, Callable[[], Any]]]:
+    opened: dict[str, Callable[[], Any]] = {}
+    if "pytorch" in engines:
+        opened[PYTORCH] = _pytorch(checkpoint, inputs, face_mask)
+    with ExitStack() as stack:
+        if unfused is not None and "unfused" in engines:
+            plain = onnxruntime.InferenceSession(str(unfused), providers=["CPUExecutionProvider"])
+            opened[UNFUSED] = lambda: plain.run(None, feeds)
+        opened |= _open_bundles(stack, "unet", model, others, feeds)
+        if importlib.util.find_spec("openvino") is not None and "openvino" in engines:
+            opened[OPENVINO] = _openvino(model.engine.bundle.graph_path("unet"), feeds)
+        yield opened
+        opened.clear()
+    gc.collect()
+
+
+def _open_bundles(
+    stack: ExitStack,
+    submodel: str,
+    model: SonicModel,
+    others: Sequence[SonicModel],
+    feeds: dict[str, np.ndarray],
+) -> dict[str, Callable[[], Any]]:
+    names = [BUNDLE, *(f"{BUNDLE} {other.manifest.name}" for other in others)]
+    sessions = [stack.enter_context(each.engine.open(submodel)) for each in (model, *others)]
+    return {name: partial(session.run, feeds) for name, session in zip(names, sessions, strict=True)}
+
+
+def _pytorch(
+    checkpoint: Checkpoint, inputs: dict[str, torch.Tensor], face_mask: torch.Tensor
+) -> Callable[[], Any]:
     unet = build_unet(checkpoint)
     arguments = published_unet_inputs(inputs, face_mask)
 
-    def run_torch() -> Any:
+    def run() -> Any:
         with torch.inference_mode():
             return unet(*arguments)
 
-    engines: dict[str, Callable[[], Any]] = {PYTORCH: run_torch}
-    with ExitStack() as stack:
-        session = stack.enter_context(model.engine.open("unet"))
-        if unfused is not None:
-            plain = onnxruntime.InferenceSession(str(unfused), providers=["CPUExecutionProvider"])
-            engines[UNFUSED] = lambda: plain.run(None, feeds)
-        engines[BUNDLE] = lambda: session.run(feeds)
-        for other in others:
-            opened = stack.enter_context(other.engine.open("unet"))
-            engines[f"{BUNDLE} {other.manifest.name}"] = partial(opened.run, feeds)
-        if importlib.util.find_spec("openvino") is not None:
-            engines[OPENVINO] = _openvino(model.engine.bundle.graph_path("unet"), feeds)
-        yield engines
-        engines.clear()
-    gc.collect()
+    return run
 
 
 def _openvino(graph: Path, feeds: dict[str, np.ndarray]) -> Callable[[], Any]:
