@@ -1,9 +1,13 @@
-"""Rewrites a simplified graph for ONNX Runtime: attention as one operator that never holds its scores.
+"""Rewrites a simplified graph for ONNX Runtime: operators that use less memory, and all cores.
 
 `com.microsoft.MultiHeadAttention` works block by block on the CPU, so its memory does not grow with
 the square of the positions as that of MatMul, Softmax and MatMul does. GELU, SiLU and the sum before a
 GELU are fused by ONNX Runtime itself when it loads a graph; its SkipLayerNormalization was measured on
 x86 and is slower than the additions and the normalization that it replaces.
+
+Group normalisation is exported as InstanceNormalization, which ONNX Runtime computes in one thread;
+LayerNormalization of the same rows is the same, uses all threads, and loses fewer digits where a mean is
+large beside the spread.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ _DOMAIN = "com.microsoft"
 
 
 def fuse(model: ir.Model) -> int:
-    """Fuse every attention of `model`, in place; returns how many there were."""
+    """Fuse every attention of `model` and rewrite its group norms, in place; returns how many attentions."""
+    RewriteRuleSet(_NORMS).apply_to_model(model)
+    _share_gains(model.graph)
     count = RewriteRuleSet(_ATTENTION).apply_to_model(model)
     if count:
         model.opset_imports.setdefault(_DOMAIN, 1)
@@ -115,4 +121,35 @@ def _entries(shape: ir.Value) -> list[int | None]:
     return entries
 
 
+def _rows_normed(op: Any, x: Any, ones: Any, zeros: Any, epsilon: Any) -> Any:
+    return op.InstanceNormalization(x, ones, zeros, epsilon=epsilon)
+
+
+def _is_plain(_context: Any, x: ir.Value, ones: ir.Value, zeros: ir.Value, **_: Any) -> bool:
+    """Whether each of (batch, groups, values) is normed as it is, without gains and offsets."""
+    gain, offset = (ir.convenience.get_const_tensor(value) for value in (ones, zeros))
+    if gain is None or offset is None or _rank(x) != 3:
+        return False
+    return bool((gain.numpy() == 1).all() and (offset.numpy() == 0).all())
+
+
+def _layer_normed(op: Any, x: Any, epsilon: ir.Attr, **_: Any) -> Any:
+    one = op.Constant(value=ir.tensor(np.array(1.0, np.float32)))
+    return op.LayerNormalization(x, op.Expand(one, op.Shape(x, start=2)), axis=-1, epsilon=epsilon)
+
+
+def _share_gains(graph: ir.Graph) -> None:
+    """One gain of ones for all group norms between reshapes to the same shapes, in place of one for each."""
+    gains: dict[tuple[ir.Value | None, ir.Value | None], ir.Value | None] = {}
+    for node in graph:
+        if node.op_type != "LayerNormalization" or len(node.inputs) != 2:
+            continue
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        readers = [usage.node for usage in node.outputs[0].uses()]
+        if before is not None and [part.op_type for part in (before, *readers)] == ["Reshape", "Reshape"]:
+            shapes = before.inputs[1], readers[0].inputs[1]
+            node.replace_input_with(1, gains.setdefault(shapes, node.inputs[1]))
+
+
+_NORMS = [pattern.RewriteRule(_rows_normed, _layer_normed, _is_plain)]
 _ATTENTION = [pattern.RewriteRule(found, _fused, _can_fuse) for found in (_scaled, _unscaled)]

@@ -254,60 +254,81 @@ def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
 @handles("LayerNormalization")
 def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
-    if attributes_of(node).get("axis", -1) % len(value.shape) != len(value.shape) - 1 or len(node.input) < 3:
+    rank, gamma = len(value.shape), state.value(node, 1)
+    if attributes_of(node).get("axis", -1) % rank != rank - 1 or isinstance(gamma, Tensor):
         by_front_end(state, node)
         return
-    gamma, beta = (np.asarray(state.value(node, index)) for index in (1, 2))
+    if len(node.input) == 2 and rank == 3 and (np.asarray(gamma) == 1).all() and _group_norm(state, node):
+        return
+    gamma = np.asarray(gamma)
+    beta = np.asarray(state.value(node, 2)) if len(node.input) > 2 else np.zeros_like(gamma)
     rows, like, count = state.emit.flat(value, -1)
     channels = value.shape[-1]
-    kernel = tensor_programs.layer_norm(count, channels, float(attributes_of(node).get("epsilon", 1e-5)))
+    kernel = tensor_programs.layer_norm(count, channels, _epsilon(node))
     inputs = [rows, relax.const(gamma), relax.const(beta)]
     expression = state.emit.program(kernel, "layer_norm", inputs, (count, channels), "float32")
     state.values[node.output[0]] = state.emit.unflat(expression, like, channels)
 
 
-@handles("InstanceNormalization")
-def _group_norm(state: Lowering, node: onnx.NodeProto) -> None:
-    """Group normalisation as PyTorch exports it: Reshape, InstanceNormalization, Reshape, Mul, Add."""
+def _group_norm(state: Lowering, node: onnx.NodeProto) -> bool:
+    """Group normalisation as `fusion` leaves it, if it is one; channels can stay last in memory then.
+
+    Reshape, LayerNormalization, Reshape, and in most cases Mul and Add of a gain and an offset.
+    """
     before = state.producers.get(node.input[0])
-    ones, zeros = np.asarray(state.value(node, 1)), np.asarray(state.value(node, 2))
     after = state.only_consumer(node.output[0], "Reshape")
-    product = after and state.only_consumer(after.output[0], "Mul")
-    total = product and state.only_consumer(product.output[0], "Add")
-    if before is None or before.op_type != "Reshape" or product is None or total is None or after is None:
-        by_front_end(state, node)
-        return
-    value = as_tensor(state.values[before.input[0]])
-    split = state.value(node, 0).shape
+    if before is None or before.op_type != "Reshape" or after is None:
+        return False
+    value, split = as_tensor(state.values[before.input[0]]), state.value(node, 0).shape
     channels, groups = value.shape[1], split[1]
-    gamma = state.vector_operand(product, after.output[0], value.shape, 1)
-    beta = state.vector_operand(total, product.output[0], value.shape, 1)
-    target = state.values.get(after.input[1])
-    whole = target is None or new_shape(state, after, split) == value.shape
-    fits = whole and split[0] == value.shape[0] and channels % groups == 0
-    if not fits or gamma is None or beta is None or (ones != 1).any() or zeros.any():
-        by_front_end(state, node)
-        return
-    state.done |= {after.output[0], product.output[0], total.output[0]}
-    activation = _silu_after(state, total.output[0])
-    output = total.output[0] if activation is None else activation
+    # The shape may be computed later; a gain of the channels then says that it is that from before.
+    known = after.input[1] in state.values
+    target = new_shape(state, after, split) if known else value.shape
+    if split[0] != value.shape[0] or channels % groups or target[:2] != value.shape[:2]:
+        return False
+    output, activation = after.output[0], None
+    scaled = _gain_and_offset(state, output, target)
+    if scaled is not None:
+        gamma, beta, output = scaled
+        activation = _silu_after(state, output)
+    elif known:
+        gamma, beta = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    else:
+        return False
     rest = [axis for axis in value.layout.order if axis not in (0, 1)]
     value = state.emit.ordered(value, (0, *rest, 1))
     batch, positions = value.shape[0], int(np.prod([value.shape[axis] for axis in rest]))
     kernel = tensor_programs.group_norm(
-        batch,
-        positions,
-        channels,
-        groups,
-        float(attributes_of(node).get("epsilon", 1e-5)),
-        activation is not None,
+        batch, positions, channels, groups, _epsilon(node), activation is not None
     )
     shape = (batch, positions, channels)
     stored = value.layout.stored_shape
     inputs = [state.emit.reshape(value.expression, stored, shape), relax.const(gamma), relax.const(beta)]
     expression = state.emit.program(kernel, "group_norm", inputs, shape, "float32")
     result = Tensor(state.emit.reshape(expression, shape, stored), value.layout)
-    state.values[output] = result
+    state.done.add(after.output[0])
+    state.values[activation or output] = state.emit.reshaped(result, target)
+    return True
+
+
+def _epsilon(node: onnx.NodeProto) -> float:
+    return float(attributes_of(node).get("epsilon", 1e-5))
+
+
+def _gain_and_offset(
+    state: Lowering, normed: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """What every channel of a value is multiplied by, and what is added, and the sum; the nodes are done."""
+    product = state.only_consumer(normed, "Mul")
+    total = product and state.only_consumer(product.output[0], "Add")
+    if product is None or total is None:
+        return None
+    gamma = state.vector_operand(product, normed, shape, 1)
+    beta = state.vector_operand(total, product.output[0], shape, 1)
+    if gamma is None or beta is None:
+        return None
+    state.done |= {product.output[0], total.output[0]}
+    return gamma, beta, total.output[0]
 
 
 def _silu_after(state: Lowering, value: str) -> str | None:

@@ -46,16 +46,18 @@ def test_layer_norm(agrees: Agrees, shape: list[int], epsilon: float, turned: bo
 
 def test_layer_norm_over_several_axes_or_without_beta(agrees: Agrees) -> None:
     x = normal(2, 3, 4)
-    agrees([node("LayerNormalization", "x g", axis=-1)], {"g": normal(4)}, {"x": x})
+    done = agrees([node("LayerNormalization", "x g", axis=-1)], {"g": normal(4)}, {"x": x})
+    assert done.has_program("layer_norm")
+    agrees([node("Relu", "g", "r"), node("LayerNormalization", "x r", axis=-1)], {}, {"x": x, "g": normal(4)})
     agrees(
         [node("LayerNormalization", "x g b", axis=1)], {"g": normal(3, 4), "b": normal(3, 4)}, {"x": x}
     )
 
 
 def group_norm(silu: bool = False) -> list[onnx.NodeProto]:
-    """As PyTorch's exporter writes it, of x, which has been called a."""
+    """As `sonic_convert.fusion` leaves it, of x, which has been called a."""
     nodes = [
-        node("Reshape", "a split", "r"), node("InstanceNormalization", "r ones zeros", "n", epsilon=1e-4),
+        node("Reshape", "a split", "r"), node("LayerNormalization", "r ones", "n", axis=-1, epsilon=1e-4),
         node("Reshape", "n whole", "w"), node("Mul", "w g", "m"), node("Add", "m b", "s" if silu else "y"),
     ]  # fmt: skip
     return [*nodes, node("Sigmoid", "s", "l"), node("Mul", "s l")] if silu else nodes
@@ -64,8 +66,8 @@ def group_norm(silu: bool = False) -> list[onnx.NodeProto]:
 def group_norm_weights(groups: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     ones = [1] * (len(shape) - 2)
     return {
-        "split": numbers(0, groups, -1), "ones": np.ones(groups, np.float32),
-        "zeros": np.zeros(groups, np.float32), "whole": numbers(*shape),
+        "split": numbers(0, groups, -1), "whole": numbers(*shape),
+        "ones": np.ones(int(np.prod(shape[1:])) // groups, np.float32),
         "g": normal(shape[1], *ones), "b": normal(shape[1], *ones),
     }  # fmt: skip
 
@@ -95,27 +97,37 @@ def test_group_norm_of_any_shape(agrees: Agrees, data: st.DataObject) -> None:
     assert done.has_program("group_norm")
 
 
-def test_what_looks_like_group_norm(agrees: Agrees) -> None:
-    """InstanceNormalization with its own scales, without what follows, of other axes, or read twice."""
-    x, shape = normal(2, 6, 6, 6), (2, 6, 6, 6)
-    weights = group_norm_weights(3, shape)
+def test_group_norm_whose_gain_is_elsewhere(agrees: Agrees) -> None:
+    """The norm by itself, where what follows is no gain and offset of the channels, or is read twice."""
+    x, weights = normal(2, 6, 6, 6), group_norm_weights(3, (2, 6, 6, 6))
     before = node("Relu", "x", "a")
 
-    def left_alone(nodes: list[onnx.NodeProto], other: dict[str, np.ndarray], *more: str) -> None:
+    def alone(nodes: list[onnx.NodeProto], other: dict[str, np.ndarray], *more: str) -> None:
         done = agrees([before, *nodes], weights | other, {"x": x}, ("y", *more))
-        assert not done.has_program("group_norm")
+        assert done.has_program("group_norm")
 
-    left_alone(group_norm(), {"ones": normal(3)})
-    left_alone(group_norm(), {"zeros": normal(3)})
-    left_alone(group_norm(), {"g": normal(6)})  # along the width, which is 6 too
-    left_alone(group_norm(), {"b": normal(6, 1)})  # along the height
-    left_alone(group_norm(), {"g": normal(1)})
-    left_alone([*group_norm()[:3], node("Mul", "w g")], {})
-    left_alone(group_norm(), {}, "w")
-    left_alone([node("InstanceNormalization", "a o z")], {"o": normal(6), "z": normal(6)})
+    alone(group_norm(), {"g": normal(6)})  # along the width, which is 6 too
+    alone(group_norm(), {"b": normal(6, 1)})  # along the height
+    alone(group_norm(), {"g": normal(1)})
+    alone([*group_norm()[:3], node("Mul", "w g")], {})
+    alone(group_norm(), {}, "w")
+    alone([*group_norm()[:3], node("Transpose", "w", perm=[0, 2, 1])], {"whole": numbers(2, 6, 36)})
+
+
+def test_what_looks_like_group_norm(agrees: Agrees) -> None:
+    """LayerNormalization of three axes with a gain of its own, or whose groups are not those of channels."""
+    x, weights = normal(2, 6, 6, 6), group_norm_weights(3, (2, 6, 6, 6))
+    before = node("Relu", "x", "a")
+
+    def by_rows(nodes: list[onnx.NodeProto], other: dict[str, np.ndarray]) -> None:
+        done = agrees([before, *nodes], weights | other, {"x": x})
+        assert done.has_program("layer_norm") and not done.has_program("group_norm")
+
+    by_rows(group_norm(), {"ones": normal(2 * 6 * 6)})
+    by_rows([*group_norm()[:2], node("Relu", "n")], {})
     # Groups of a picture's rows: what is normalised has other axes than what comes out.
-    left_alone(group_norm(), {"split": numbers(1, 3, -1)})
-    left_alone(group_norm(), {"whole": numbers(4, 3, 6, 6), "g": normal(3, 1, 1), "b": normal(3, 1, 1)})
+    by_rows(group_norm(), {"split": numbers(1, 3, -1), "ones": np.ones(4 * 6 * 6, np.float32)})
+    by_rows(group_norm(), {"whole": numbers(4, 3, 6, 6), "g": normal(3, 1, 1), "b": normal(3, 1, 1)})
 
 
 @pytest.mark.parametrize("outputs", [("y",), ("y", "s"), ("y", "l"), ("y", "t")])
