@@ -60,7 +60,8 @@ class Estimate:
         seconds: by submodel, and "encoding".
         peak_bytes: resident memory.
         peak_stage: the submodel during which it is reached.
-        disk_bytes: temporary files while the clip is made.
+        disk_bytes: temporary files while `sonic generate` makes the clip. Where frames are kept before they
+            are encoded (batches, lip-sync correction, `SonicModel.generate`), it is 3 bytes a pixel more.
         joules: of the processor.
     """
 
@@ -168,20 +169,21 @@ def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[st
     if "frame_interpolator" in peaks:
         peaks["vae_decoder"] += peaks.pop("frame_interpolator")
     stage = max(peaks, key=lambda name: peaks[name])
-    in_memory = (min(size, DEFAULT_MEMORY_LIMIT_BYTES) for size in _spooled_bytes(manifest, clip))
-    return stage, sum(in_memory) + peaks[stage]
+    frames = 3 * clip.height * clip.width * clip.shown_frames(constants)
+    spooled = (*_spooled_bytes(manifest, clip), frames)
+    return stage, sum(min(size, DEFAULT_MEMORY_LIMIT_BYTES) for size in spooled) + peaks[stage]
 
 
 def _spooled_bytes(manifest: Manifest, clip: ClipSize) -> list[int]:
-    """What grows with a clip, each of which is on disk beyond a spool's limit."""
+    """What grows with a clip beside its frames, each of which is on disk beyond a spool's limit."""
     constants = manifest.constants
     frames, video = clip.generated_frames(constants), constants.video
     tokens = manifest.submodels["audio2token"].outputs[0].shape[2:]
     latent = video.latent_channels * clip.height * clip.width // video.latent_stride_pixels**2
     return [
         frames * int(np.prod([int(size) for size in tokens])) * _BYTES,
-        2 * frames * latent * _BYTES,  # latents, and what a step makes of them
-        3 * clip.height * clip.width * clip.shown_frames(constants),
+        frames * latent * _BYTES,
+        frames * latent * _BYTES,  # what a step makes of them
     ]
 
 

@@ -54,6 +54,16 @@ def test_cost_grows_with_the_clip_and_memory_hardly(model) -> None:
     assert large.peak_bytes > short.peak_bytes and large.total_seconds > 16 * short.total_seconds
 
 
+def test_an_hour_needs_disk_and_no_more_memory(model) -> None:
+    machine = MACHINES["graviton3"]
+    minutes, hour = (estimate_clip(model.manifest, ClipSize(s, 512, 512, 25), machine) for s in (900, 3600))
+    assert hour.peak_bytes == pytest.approx(minutes.peak_bytes, abs=2**20)  # but for this process itself
+    assert hour.disk_bytes == pytest.approx(4 * minutes.disk_bytes)
+    latents = 2 * 45_000 * 4 * 64 * 64 * 4
+    tokens = model.manifest.submodels["audio2token"].outputs[0].shape[2:]
+    assert hour.disk_bytes == latents + 45_000 * np.prod([int(size) for size in tokens]) * 4
+
+
 def test_calibration_measures_this_machine(model) -> None:
     machine = calibrate(model.engine, ClipSize(1, 64, 64, 2), seconds=0.2)
     assert not machine.projected
