@@ -158,11 +158,12 @@ class Generation:
         So they can be encoded while the next ones are decoded. Lip-sync correction needs all frames
         before it knows the sound; they are all made first then.
         """
-        sound, frames = self._sound, self._frames(self._progress)
         if self._request.options.lip_sync_correction:
             video = self.render()
             assert video.sound is not None
             sound, frames = video.sound, _told(video, self._progress)
+        else:
+            sound, frames = self._sound, self._frames(self._progress)
         with closing(frames):
             shape = (self._frame_total, self._portrait.height, self._portrait.width, 3)
             yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound)

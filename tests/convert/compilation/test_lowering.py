@@ -97,6 +97,18 @@ def test_group_norm_of_any_shape(agrees: Agrees, data: st.DataObject) -> None:
     assert done.has_program("group_norm")
 
 
+@pytest.mark.parametrize("mean", [20.0, 300.0])
+def test_group_norm_keeps_its_digits_where_the_mean_is_large(agrees: Agrees, mean: float) -> None:
+    shape = (2, 8, 40, 50)
+    x, weights = normal(*shape) + np.float32(mean), group_norm_weights(2, shape)
+    nodes = [node("Relu", "x", "a"), *group_norm()]
+    found = agrees(nodes, weights, {"x": x}, tolerance=1e-4).results["y"]
+    exact = x.astype(np.float64).reshape(2, 2, -1)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-4)
+    exact = exact.reshape(shape) * weights["g"] + weights["b"]
+    assert np.linalg.norm(found - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
 def test_group_norm_whose_gain_is_elsewhere(agrees: Agrees) -> None:
     """The norm by itself, where what follows is no gain and offset of the channels, or is read twice."""
     x, weights = normal(2, 6, 6, 6), group_norm_weights(3, (2, 6, 6, 6))
