@@ -149,21 +149,24 @@ def estimate_clip(
     )
 
 
-def peak_memory(manifest: Manifest, clip: ClipSize, run: RunOptions) -> tuple[str, float]:
+def peak_memory(
+    manifest: Manifest, clip: ClipSize, run: RunOptions, together: int = 1
+) -> tuple[str, float]:
     """The submodel that needs most memory, and what the clip then takes beside `base_bytes`.
 
     That is what grows with the clip and the largest submodel in use: submodels are loaded one after
     another, but for the decoder and the interpolator. Bundles that do not say what their submodels
-    take count with their weights.
+    take count with their weights. Of `together` clips like this one, a batch calls the UNet for as many
+    windows at the same time as `run` allows, and decodes as many.
     """
     constants = manifest.constants
     peaks: dict[str, float] = {}
-    for name, sizes, _ in submodel_calls(constants, clip, run):
+    for name, sizes, count in submodel_calls(constants, clip, run):
         info = manifest.submodels[name]
         peak = float(info.bytes)
         if info.work is not None:
-            # The windows of clips, and in a batch the decoding of several.
-            at_once = run.calls_at_once if name in _HEAVY else 1
+            calls = together * (count if name == "unet" else 1) if name in _HEAVY else 1
+            at_once = min(run.calls_at_once, calls)
             peak = info.work.weight_bytes + at_once * evaluate(info.work.activation_bytes, sizes)
         peaks[name] = max(peaks.get(name, 0.0), peak)
     if "frame_interpolator" in peaks:

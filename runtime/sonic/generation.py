@@ -72,6 +72,7 @@ class Generation:
         spool_directory: where long results go while they are made; the system's temporary folder
             by default.
         run: how the submodels run.
+        together: clips that are denoised at the same time, this one among them.
 
     Attributes:
         sampler: the clip's latents, once `prepare` is done.
@@ -86,8 +87,9 @@ class Generation:
         progress: Progress,
         spool_directory: Path | None = None,
         run: RunOptions = BALANCED,
+        together: int = 1,
     ) -> None:
-        self._engine, self._run = engine, run
+        self._engine, self._run, self._together = engine, run, together
         self._constants = engine.bundle.manifest.constants
         self._request = request
         self._progress = progress
@@ -219,7 +221,7 @@ class Generation:
         portrait, options = self._portrait, self._request.options
         assert options.steps is not None
         clip = ClipSize(self._sound.duration_seconds, portrait.width, portrait.height, options.steps)
-        stage, needed = peak_memory(self._engine.bundle.manifest, clip, self._run)
+        stage, needed = peak_memory(self._engine.bundle.manifest, clip, self._run, self._together)
         available = available_bytes()
         if needed > available:
             raise InputError(

@@ -272,7 +272,8 @@ class SonicModel:
         for arguments in group:
             try:
                 request = self._request(arguments)
-                with Generation(shared, request, progress, spool, self.run).leave_open() as clip:
+                clip = Generation(shared, request, progress, spool, self.run, len(group))
+                with clip.leave_open():
                     clip.prepare()
                 clips.append(clip)
             except SonicError as error:

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 import sonic
 from sonic.cli import main
 from sonic.engine import Call
-from sonic.estimate import ClipSize, calibrate, estimate_clip, submodel_calls
+from sonic.estimate import ClipSize, calibrate, estimate_clip, peak_memory, submodel_calls
 from sonic.machines import MACHINES, find_machine
+from sonic.options import RunOptions
 
 
 def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Path) -> None:
@@ -62,6 +63,17 @@ def test_an_hour_needs_disk_and_no_more_memory(model) -> None:
     latents = 2 * 45_000 * 4 * 64 * 64 * 4
     tokens = model.manifest.submodels["audio2token"].outputs[0].shape[2:]
     assert hour.disk_bytes == latents + 45_000 * np.prod([int(size) for size in tokens]) * 4
+
+
+def test_the_fast_mode_counts_the_calls_that_there_are(model, monkeypatch) -> None:
+    clip = ClipSize(4.0, 64, 64, 2)  # two windows of three branches
+
+    def needed(cores: int, together: int = 1) -> float:
+        monkeypatch.setattr("sonic.options.cpu_count", lambda: cores)
+        return peak_memory(model.manifest, clip, RunOptions("fast"), together)[1]
+
+    assert needed(1) < needed(2) < needed(6) == needed(64)
+    assert needed(64) < needed(6, together=4) < needed(64, together=4)
 
 
 def test_calibration_measures_this_machine(model) -> None:
