@@ -148,10 +148,11 @@ class ClipSampler:
     def finish_step(self) -> None:
         """Put the results of all windows of this step together: the mean of those that hold a frame."""
         counts = np.bincount(np.concatenate(self.windows)).astype(np.float32)
-        for start in range(0, len(counts), self._constants.window_frames):
-            frames = np.arange(len(counts))[start : start + self._constants.window_frames]
-            sums = self._sums[frames]
-            self.latents[frames] = sums / counts[frames, None, None, None]
+        at_once = self._constants.window_frames
+        for start in range(0, len(counts), at_once):
+            sums, held = self._sums[start : start + at_once], counts[start : start + at_once]
+            frames = np.arange(start, start + len(held))
+            self.latents[frames] = sums / held[:, None, None, None]
             self._sums[frames] = np.zeros_like(sums)
         self.step += 1
 
