@@ -33,7 +33,7 @@ from sonic_calibration.stored_graph import read_tensor, tensor_bytes
 from sonic_convert import fusion
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.submodels import Submodel, TensorSpec, measure
-from sonic_convert.work import Named, count_flop, measure_memory
+from sonic_convert.work import PROBE, Named, count_flop, measure_memory
 
 OPSET = 18
 STAGE_VERSION = 9  # raise it when a stage's code changes its output
@@ -212,7 +212,7 @@ def weigh(
         weights, activations = measure_memory(graph / GRAPH, submodel, inputs)
         return {"weight_bytes": weights, "activation_bytes": activations}
 
-    return run_stage(folder, [digest, onnxruntime.__version__], produce)
+    return run_stage(folder, [digest, onnxruntime.__version__, PROBE], produce)
 
 
 def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:

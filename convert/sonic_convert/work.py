@@ -100,7 +100,7 @@ def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> 
         ],
     }
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE, json.dumps(interface)], capture_output=True, text=True
+        [sys.executable, "-c", PROBE, json.dumps(interface)], capture_output=True, text=True
     )
     if done.returncode != 0:
         raise SonicError(
@@ -116,9 +116,10 @@ def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> 
 
 
 # Peak resident memory from /proc: writing 5 to clear_refs starts it anew (Linux, proc(5)).
-_PROBE = """
+PROBE = """
 import json, sys
-import numpy as np, onnxruntime
+import numpy as np
+from sonic.engine import open_session, session_options
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -135,9 +136,7 @@ try:
 except OSError:
     print("null")
     sys.exit()
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 3
-session = onnxruntime.InferenceSession(given["graph"], options, providers=["CPUExecutionProvider"])
+session = open_session(given["graph"], session_options())
 results = [status("VmRSS") - before]
 for shapes in given["inputs"]:
     feeds = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}

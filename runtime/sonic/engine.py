@@ -9,8 +9,11 @@ A session lives as long as its ``with`` block: its weights leave memory with it.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Protocol
@@ -76,6 +79,19 @@ def session_options() -> onnxruntime.SessionOptions:
     return options
 
 
+def open_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU, without the memory that opening it took in passing.
+
+    Weights are rearranged for their kernels one after another, and glibc keeps much of what each one leaves:
+    0.3 of the 1.0 GB that the published UNet's float16 graph has after loading.
+    """
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+    return session
+
+
 class OnnxRuntimeEngine:
     """Runs a bundle's ONNX files on the CPU.
 
@@ -110,9 +126,7 @@ class OnnxRuntimeEngine:
         """
         path = self.bundle.graph_path(submodel)
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), self._options, providers=["CPUExecutionProvider"]
-            )
+            session = open_session(path, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class
             reason = str(error).splitlines()[0]
             raise BundleError(
