@@ -15,10 +15,10 @@ from rich.console import Console
 
 import sonic
 from sonic.bundle import find_bundle, open_bundle
-from sonic.cpu import parse_processors, pin_to_processors
+from sonic.cpu import parse_processors, pin_to_processors, stay_on_a_node
 from sonic.errors import SonicError
 from sonic.info import print_manifest
-from sonic.options import MEMORY_MODES
+from sonic.options import MEMORY_MODES, RunOptions
 from sonic.progress import ConsoleProgress
 from sonic.video import check_output_path
 
@@ -117,6 +117,12 @@ def generation_options(command: Any) -> Any:
     return with_options(engine_options(command), options)
 
 
+def _load(bundle: str, threads: int | None, memory: str, bfloat16: bool) -> sonic.SonicModel:
+    """A model for a process of its own."""
+    stay_on_a_node(RunOptions(memory, threads, bfloat16).threads_at_once)
+    return sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
+
+
 @main.command()
 @click.option("--bundle", required=True, help="A bundle's name or path.")
 @generation_options
@@ -142,7 +148,7 @@ def run_generate(
     with user_errors():
         check_output_path(output)
         progress = ConsoleProgress()
-        model = sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
+        model = _load(bundle, threads, memory, bfloat16)
         rate = model.constants.video.h264_constant_rate_factor
         with model.stream(
             image=image,
@@ -188,7 +194,7 @@ def batch(
         from sonic.batch import read_jobs, report_path, run_batch
 
         todo = read_jobs(jobs)
-        model = sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
+        model = _load(bundle, threads, memory, bfloat16)
         reports = run_batch(
             model, todo, report or report_path(jobs), together, ConsoleProgress(),
             lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),

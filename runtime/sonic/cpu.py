@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from functools import cache
@@ -62,6 +63,28 @@ def pin_to_processors(numbers: set[int]) -> None:
             f"there is no processor {missing[0]} for this process; it may use {_ranges(sorted(allowed))}"
         )
     os.sched_setaffinity(0, numbers)
+
+
+def numa_nodes(directory: Path = Path("/sys/devices/system/node")) -> list[set[int]]:
+    """The processors of each NUMA node that this process may use; none where the system does not tell."""
+    nodes = []
+    for path in sorted(directory.glob("node[0-9]*/cpulist")):
+        listed = path.read_text(encoding="ascii").strip()
+        nodes.append(parse_processors(listed) & os.sched_getaffinity(0) if listed else set())
+    return [node for node in nodes if node]
+
+
+def stay_on_a_node(threads: int) -> None:
+    """Keep this process on one NUMA node if so many threads have processors of their own there.
+
+    Spread over several, they would wait for each other and for memory of other nodes. The node is the one
+    that the process runs on already, so that several processes stay as the system has spread them.
+    """
+    nodes = numa_nodes() if hasattr(os, "sched_setaffinity") else []
+    roomy = [node for node in nodes if len(node) >= threads]
+    if len(nodes) > 1 and roomy:
+        here = ctypes.CDLL(None).sched_getcpu()
+        pin_to_processors(next((node for node in roomy if here in node), roomy[0]))
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -96,15 +96,21 @@ class RunOptions:
     def threads_of_a_call(self) -> int | None:
         """Threads of one call; None where the engine is to choose.
 
-        Engines know the processor and the process's affinity, but not its control group's quota: with
-        more threads than that, all of them are stopped together for a part of every period.
+        Engines know the processor only: ONNX Runtime pins a thread to every core, be it the process's or
+        not. And with more threads than a control group's quota, all are stopped together for a part of
+        every period.
         """
         if self.threads is not None:
             return self.threads
         if self.memory == "fast":
             return 1
         cores = cpu_count()
-        return cores if cores < affinity_count() else None
+        return cores if cores < (os.cpu_count() or 1) else None
+
+    @property
+    def threads_at_once(self) -> int:
+        """Threads of all calls at the same time."""
+        return self.calls_at_once * (self.threads_of_a_call or cpu_count())
 
 
 def affinity_count() -> int:
