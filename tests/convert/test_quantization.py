@@ -22,7 +22,7 @@ from sonic_calibration.layers import find_layers
 from sonic_calibration.recordings import RecordingOptions, Recordings
 from sonic_calibration.stored_graph import StoredGraph
 from sonic_convert.cli import main
-from sonic_convert.quantization import qdq
+from sonic_convert.quantization import half
 from sonic_convert.quantization.comparison import compare_bundles, record_comparison
 from sonic_convert.quantization.plan import PrecisionPlan, preset
 from sonic_convert.quantization.profiles import check_profile
@@ -143,7 +143,8 @@ def test_smoothing_and_corrections_help(calibrated: Calibrated) -> None:
 def test_half_precision_halves_the_weights_and_is_widened_when_it_is_needed(
     calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", 1 << 12)
+    monkeypatch.setattr(half, "SMALL", 1 << 12)
+    monkeypatch.setattr(half, "SHARE_AT_LOAD", 0)
     path = tmp_path / "model.onnx"
     precisions = calibrated.precisions("unet", preset("fp16"))
     quantize_graph(calibrated.graph("unet"), path, precisions, {})

@@ -28,14 +28,13 @@ from sonic_calibration.stored_graph import (
     replace_graph,
 )
 from sonic_convert.quantization.arithmetic import Affine, IntegerWeight, affine, quantize_weight
-from sonic_convert.quantization.half import widen, widen_late
+from sonic_convert.quantization.half import HalfWeights
 from sonic_convert.quantization.smoothing import find_groups, smooth
 from sonic_convert.quantization.topology import Topology
 
 ISAS = ("x86", "aarch64")
-#: Parameters of a layer. At the published size, the layers below have an eighth of all parameters and
-#: a third of the UNet's work.
-WIDENED_AT_LOAD = 1 << 20
+#: Of the graphs that are written; those of another version in a work folder are made again.
+VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ def quantize_graph(
     precisions: Mapping[str, str],
     statistics: Mapping[str, TensorStatistics],
     options: QdqOptions = DEFAULTS,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Write a graph with other precisions.
 
@@ -93,6 +93,8 @@ def quantize_graph(
         precisions: of the layers, by name; fp32 for those that are left out.
         statistics: of the tensors of layers with "int8".
         options: how.
+        sizes: of the graph's dynamic axes in some call, from which the layers are told that gain most from
+            float16 weights that are widened when the graph is loaded.
 
     Returns:
         Facts: layers and parameters by precision, and how many groups were smoothed.
@@ -103,7 +105,7 @@ def quantize_graph(
     graph = StoredGraph.open(source)
     external = source.with_name(f"{source.name}.data").exists()
     with WeightWriter(target, external) as writer:
-        rewriter = _Rewriter(graph, writer, precisions, statistics, options)
+        rewriter = _Rewriter(graph, writer, precisions, statistics, options, sizes or {})
         model = rewriter.model()
     onnx.save(model, str(target))
     return rewriter.facts()
@@ -116,7 +118,7 @@ def open_quantized(
     options: QdqOptions = DEFAULTS,
 ) -> onnxruntime.InferenceSession:
     """The graph of `quantize_graph` as a session, with nothing written: only new weights are in memory."""
-    model = _Rewriter(graph, WeightKeeper(), precisions, statistics, options).model()
+    model = _Rewriter(graph, WeightKeeper(), precisions, statistics, options, {}).model()
     return open_beside(model, graph.path.parent)
 
 
@@ -130,6 +132,7 @@ class _Rewriter:
         precisions: Mapping[str, str],
         statistics: Mapping[str, TensorStatistics],
         options: QdqOptions,
+        sizes: Mapping[str, int],
     ) -> None:
         self._graph, self._writer = graph, writer
         self._statistics, self._options = statistics, options
@@ -143,16 +146,12 @@ class _Rewriter:
         self._ranges: dict[str, Affine] = {}
         self._quantized: set[str] = set()
         self._smoothed = 0
-        self._defaults: set[str] = set()
         self._corrections: dict[str, np.ndarray] = {}
+        halves = [layer for layer in layers if self._precision[layer.name] == "fp16"]
+        self._halves = HalfWeights(graph, writer, halves, sizes)
         # ONNX Runtime's convolutions of constant weights are faster on a row of pictures, the others slower.
-        waiting = [
-            use.node
-            for layer in layers
-            if self._precision[layer.name] == "fp16" and layer.parameters > WIDENED_AT_LOAD
-            for use in layer.uses
-        ]
-        self._rows = self._topology.picture_rows(waiting)
+        late = [use.node for layer in halves if layer.name in self._halves.late for use in layer.uses]
+        self._rows = self._topology.picture_rows(late)
         if options.smooth:
             self._smooth([layer for layer in layers if self._precision[layer.name] == "int8"])
 
@@ -186,13 +185,8 @@ class _Rewriter:
     def model(self) -> onnx.ModelProto:
         """The new graph, whose weights are with the writer."""
         nodes = self._nodes()
-        tensors = self._writer.tensors.values()
-        model = replace_graph(self._graph.model, nodes, tensors)
-        model.graph.input.extend(
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            for tensor in tensors
-            if tensor.name in self._defaults
-        )
+        model = replace_graph(self._graph.model, nodes, self._writer.tensors.values())
+        self._halves.declare(model)
         return model
 
     def _nodes(self) -> list[onnx.NodeProto]:
@@ -228,7 +222,7 @@ class _Rewriter:
             changed.input[0], changed.output[0] = row.pictures, row.result
             use = replace(use, activation=row.pictures, output=row.result)
         if precision == "fp16":
-            return [*self._widen(layer, use, widened), changed]
+            return [*self._halves.widen(layer, use, self._half(layer.weight), widened), changed]
         if precision == "fp16-native":
             return self._compute_in_half(changed, layer, use)
         weight = self._weight(layer)
@@ -251,16 +245,6 @@ class _Rewriter:
             nodes += self._quantize_once(use.output, self._range(use.output), raw)
             nodes.append(self._from_integers(use.output, use.output))
         return nodes
-
-    def _widen(self, layer: Layer, use: Use, widened: str) -> list[onnx.NodeProto]:
-        """A float16 weight to float32: a large one when its layer runs, a small one at once."""
-        half = self._half(layer.weight)
-        if layer.parameters <= WIDENED_AT_LOAD:
-            return [widen(half, widened, f"{use.node}/Cast")]
-        self._defaults.add(half)
-        shape = self._writer.add(f"{layer.weight}.shape", np.array(layer.shape, np.int64))
-        zero = self._writer.add("zero", np.zeros(1, np.int64))
-        return widen_late(half, widened, f"{use.node}/widen", use.activation, shape, zero)
 
     def _half(self, name: str) -> str:
         return self._writer.add(f"{name}.half", self._load(name).astype(np.float16))

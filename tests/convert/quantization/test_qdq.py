@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import Recordings, Sample
 from sonic_calibration.stored_graph import StoredGraph
-from sonic_convert.quantization import qdq
+from sonic_convert.quantization import half
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions, open_quantized, quantize_graph
+from sonic_convert.submodels import picture_sizes, unet_sizes
 
 ISA = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86"
 INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")
@@ -131,7 +133,10 @@ def test_stacks_of_matrices_get_eight_bit_weights(unet: Network, tmp_path: Path)
         assert layer.weight not in graph.initializers
 
 
-def test_half_weights_are_half_as_large_and_nearly_as_good(unet: Network, tmp_path: Path) -> None:
+def test_half_weights_are_half_as_large_and_nearly_as_good(
+    unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "SMALL", 1 << 30)
     path = tmp_path / "fp16.onnx"
     quantize_graph(unet.graph.path, path, {layer.name: "fp16" for layer in unet.layers}, {})
     parameters = sum(layer.parameters for layer in unet.layers)
@@ -146,7 +151,8 @@ def test_half_weights_are_half_as_large_and_nearly_as_good(unet: Network, tmp_pa
 def test_large_half_weights_are_widened_when_their_layer_runs(
     unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", 0)
+    monkeypatch.setattr(half, "SMALL", 0)
+    monkeypatch.setattr(half, "SHARE_AT_LOAD", 0)
     path = tmp_path / "fp16.onnx"
     quantize_graph(unet.graph.path, path, {layer.name: "fp16" for layer in unet.layers}, {})
     session, model = optimized(path)
@@ -163,13 +169,58 @@ def test_large_half_weights_are_widened_when_their_layer_runs(
     assert unet.error(session) < 1e-3
 
 
-def test_only_the_largest_half_weights_wait(unet: Network, tmp_path: Path, monkeypatch) -> None:
-    largest = max(layer.parameters for layer in unet.layers)
-    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", largest - 1)
-    path = tmp_path / "fp16.onnx"
-    quantize_graph(unet.graph.path, path, {layer.name: "fp16" for layer in unet.layers}, {})
-    waiting = {f"{layer.weight}.half" for layer in unet.layers if layer.parameters == largest}
-    assert {value.name for value in optimized(path)[0].get_overridable_initializers()} == waiting
+def test_the_layers_with_most_positions_do_not_wait(
+    unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "SMALL", 1 << 10)
+    monkeypatch.setattr(half, "SHARE_AT_LOAD", 0.3)
+    path, sizes = tmp_path / "fp16.onnx", unet_sizes(1, 8, 32, 32)
+    precisions = {layer.name: "fp16" for layer in unet.layers}
+    quantize_graph(unet.graph.path, path, precisions, {}, sizes=sizes)
+    session, _ = optimized(path)
+    waiting = {value.name.removesuffix(".half") for value in session.get_overridable_initializers()}
+    large = [layer for layer in unet.layers if layer.parameters > 1 << 10]
+    early = [layer for layer in large if layer.weight not in waiting]
+    assert waiting <= {layer.weight for layer in large}
+    share = sum(layer.parameters for layer in early) / sum(layer.parameters for layer in large)
+    assert 0.25 < share <= 0.3
+    shapes = half.tensor_shapes(unet.graph, sizes)
+    positions = {
+        layer.name: sum(math.prod(shapes[use.output]) for use in layer.uses) // layer.shape[layer.output_axis]
+        for layer in large
+    }
+    for operator in ("Conv", "MatMul"):
+        kept = [positions[layer.name] for layer in early if layer.operator == operator]
+        late = [
+            positions[layer.name] for layer in large if layer.weight in waiting and layer.operator == operator
+        ]
+        assert kept and late and np.median(kept) > 2 * np.median(late)
+    assert unet.error(session) < 1e-3
+
+
+def test_what_follows_a_waiting_layer_is_fused_as_ever(
+    unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused: list[int] = []
+    for name, small, share in (("early", 1 << 30, 0.0), ("late", 0, 0.0)):
+        monkeypatch.setattr(half, "SMALL", small)
+        monkeypatch.setattr(half, "SHARE_AT_LOAD", share)
+        path = tmp_path / f"{name}.onnx"
+        precisions = {layer.name: "fp16" for layer in unet.layers}
+        quantize_graph(unet.graph.path, path, precisions, {}, sizes=unet_sizes(1, 8, 32, 32))
+        fused.append(Counter(node.op_type for node in optimized(path)[1].graph.node)["BiasGelu"])
+    assert fused[0] == fused[1] > 0
+
+
+def test_shapes_are_known_without_the_weights(networks: dict[str, Network]) -> None:
+    unet, decoder = networks["unet"].graph, networks["vae_decoder"].graph
+    for frames, side in ((3, 16), (8, 32)):
+        shapes = half.tensor_shapes(unet, unet_sizes(2, frames, side, side))
+        assert shapes["prediction"] == (2, frames, 4, side, side)
+        assert half.tensor_shapes(decoder, picture_sizes(side, side, frames))["images"] == (
+            frames, 3, 8 * side, 8 * side,
+        )  # fmt: skip
+    assert "prediction" not in half.tensor_shapes(unet, {})
 
 
 # Measured: 0.013 and 0.018.

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.helper import make_node
+from onnx.numpy_helper import from_array
 
-from sonic_convert.quantization import qdq
+from sonic_convert.quantization import half
 from sonic_convert.quantization.qdq import quantize_graph
 
 WIDTH = 16
@@ -163,7 +164,7 @@ def test_large_values_are_not_computed_in_float16(
 def test_weights_beside_the_graph_stay_beside_it(
     by_hand, relative_l2, precision: str, widened_at_load: int, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", widened_at_load)
+    monkeypatch.setattr(half, "SMALL", widened_at_load)
     weights = random_weights(0, linear__weight=(64, 64), linear__bias=(64,))
     made = by_hand(LINEAR, weights, [32, 64])
     x = x_of(0, 32, 64)
@@ -219,7 +220,7 @@ def test_a_layer_that_only_saw_zeros_keeps_its_bias(by_hand) -> None:
 def test_pictures_leave_their_row_where_it_does_not_pay(
     by_hand, relative_l2, precision: str, widened_at_load: int, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(qdq, "WIDENED_AT_LOAD", widened_at_load)
+    monkeypatch.setattr(half, "SMALL", widened_at_load)
     sizes = {
         "frames": [2, 3, 4, 5, 5], "column": [0] * 9 + [1], "row": [2, 4, 5, -1], "apart": [2, 8, 5, 3, -1],
         "zero": [0], "last": [-1], "four": [4], "whole": [6, 8, 5, 5],
@@ -231,7 +232,8 @@ def test_pictures_leave_their_row_where_it_does_not_pay(
         ("Slice", "Reshape5 zero last four", {}), ("Transpose", "Slice6", {"perm": [0, 3, 1, 2, 4]}),
         ("Reshape", "Transpose7 whole", {}), ("Relu", "Reshape8", {}),
     ]  # fmt: skip
-    nodes = [make_node("Constant", [], [name], name, value_ints=values) for name, values in sizes.items()]
+    tensors = {name: from_array(np.array(values)) for name, values in sizes.items()}
+    nodes = [make_node("Constant", [], [name], name, value=tensor) for name, tensor in tensors.items()]
     for index, (operator, inputs, attributes) in enumerate(steps):
         name = "y" if operator == "Relu" else f"{operator}{index}"
         nodes.append(make_node(operator, inputs.split(), [name], name, **attributes))
