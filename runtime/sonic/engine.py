@@ -86,10 +86,15 @@ def open_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntim
     0.3 of the 1.0 GB that the published UNet's float16 graph has after loading.
     """
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    _return_freed_memory()
+    return session
+
+
+def _return_freed_memory() -> None:
+    """Give the system what glibc keeps of freed memory; other allocators do as they like."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-    return session
 
 
 class OnnxRuntimeEngine:
@@ -169,6 +174,7 @@ class OnnxRuntimeSession:
         trace: TracebackType | None,
     ) -> None:
         self._session = None
+        _return_freed_memory()
 
 
 class SharedSessions:
