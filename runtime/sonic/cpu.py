@@ -1,4 +1,4 @@
-"""What the processor can do, as Linux tells it."""
+"""What the processor can do, as Linux tells it, and which of its cores this process uses."""
 
 from __future__ import annotations
 
