@@ -13,9 +13,10 @@ from conftest import Converted
 
 from sonic import cpu
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+
 # Two nodes of four processors, and one that only has memory.
 LAYOUT = {"node0": "0-3", "node1": "4-7", "node2": ""}
-NOT_LINUX = not hasattr(os, "sched_getaffinity")
 Machine = Callable[..., list[set[int]]]
 
 
@@ -40,30 +41,25 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return pinned
 
 
-@pytest.mark.skipif(NOT_LINUX, reason="no affinity here")
 def test_threads_that_fit_on_a_node_stay_where_they_run(machine: Machine) -> None:
     assert machine(4, runs_on=1) == [{0, 1, 2, 3}]
     assert machine(1, runs_on=6) == [{4, 5, 6, 7}]
 
 
-@pytest.mark.skipif(NOT_LINUX, reason="no affinity here")
 def test_more_threads_use_every_node(machine: Machine) -> None:
     assert machine(5, runs_on=1) == []
 
 
-@pytest.mark.skipif(NOT_LINUX, reason="no affinity here")
 def test_a_node_counts_with_the_processors_that_the_process_has(machine: Machine) -> None:
     assert machine(2, runs_on=0, allowed={0, 4, 5, 6}) == [{4, 5, 6}]
     assert machine(1, runs_on=0, allowed={0, 1, 2}) == []
 
 
-@pytest.mark.skipif(NOT_LINUX, reason="no affinity here")
 def test_this_machines_nodes_hold_its_processors() -> None:
     nodes = cpu.numa_nodes()
     assert not nodes or set.union(*nodes) == os.sched_getaffinity(0)
 
 
-@pytest.mark.skipif(NOT_LINUX, reason="no affinity here")
 def test_engines_stay_on_the_processors_of_a_process(small: Converted) -> None:
     """ONNX Runtime pins its threads to any core where it chooses their number."""
     script = """
