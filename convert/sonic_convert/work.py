@@ -100,7 +100,7 @@ def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> 
         ],
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(interface)], capture_output=True, text=True
+        [sys.executable, "-c", _PROBE, json.dumps(interface)], capture_output=True, text=True
     )
     if done.returncode != 0:
         raise SonicError(
@@ -116,7 +116,7 @@ def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> 
 
 
 # Peak resident memory from /proc: writing 5 to clear_refs starts it anew (Linux, proc(5)).
-PROBE = """
+_PROBE = """
 import json, sys
 import numpy as np
 from sonic.engine import open_session, session_options

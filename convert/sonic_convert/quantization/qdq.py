@@ -33,8 +33,6 @@ from sonic_convert.quantization.smoothing import find_groups, smooth
 from sonic_convert.quantization.topology import Topology
 
 ISAS = ("x86", "aarch64")
-#: Of the graphs that are written; those of another version in a work folder are made again.
-VERSION = "2"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, ne
 from sonic_convert.golden import FOLDER, measure_reduced
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.profiles import PROFILES, check_profile
-from sonic_convert.quantization.qdq import VERSION, QdqOptions, quantize_graph
+from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
 from sonic_convert.submodels import SUBMODELS, Submodel
 
 
@@ -216,7 +216,7 @@ def _quantize_submodel(
         return source, info, {}
     key = [
         graph_digest(bundle.manifest, name), json.dumps(precisions), json.dumps(asdict(options.refined)),
-        options.profile, (seen or "") if options.plan.quantizes(name) else "", VERSION,
+        options.profile, (seen or "") if options.plan.quantizes(name) else "",
         onnx.__version__, onnxruntime.__version__,
     ]  # fmt: skip
 
