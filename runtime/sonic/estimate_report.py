@@ -14,7 +14,7 @@ from sonic.engine import make_engine
 from sonic.errors import InputError, OutputError, warn
 from sonic.estimate import ClipSize, Estimate, calibrate, estimate_clip
 from sonic.machines import MACHINES, Machine, find_machine
-from sonic.options import GenerationOptions
+from sonic.options import GenerationOptions, RunOptions
 from sonic.portrait import output_size
 
 
@@ -46,7 +46,7 @@ def run_estimate(
     clip = ClipSize(duration_seconds, width, height, options.steps)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
-        measured = calibrate(make_engine(opened, threads), clip)
+        measured = calibrate(make_engine(opened, RunOptions(threads=threads).threads_of_a_call), clip)
         chosen.insert(0, measured)
         if save is not None:
             _save(save, measured)
