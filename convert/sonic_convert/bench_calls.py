@@ -10,20 +10,21 @@ import gc
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch.nn.functional import interpolate
 
+from sonic.engine import OnnxRuntimeEngine, open_session, session_options
 from sonic.model import SonicModel
 from sonic.progress import Progress
+from sonic_convert.call_memory import measure_calls
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.parity import published_unet_inputs
 from sonic_convert.submodels import SUBMODELS, build_unet, measure, unet_sizes
@@ -40,11 +41,16 @@ _REST_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class CallTimes:
-    """Seconds of every run of one call, by engine."""
+    """Seconds of every run of one call, by engine.
+
+    `peak_bytes` are those of processes that load one graph in ONNX Runtime and call it twice, where they
+    could be measured.
+    """
 
     frames: int
     resolution_pixels: int
     seconds: dict[str, list[float]]
+    peak_bytes: dict[str, int] = field(default_factory=dict)
 
     def median(self, engine: str) -> float:
         """The median of an engine's runs."""
@@ -67,7 +73,7 @@ def bench_unet(
     others: Sequence[SonicModel] = (),
     engines: Collection[str] = ENGINES,
 ) -> CallTimes:
-    """Time one call, batch 1, in every engine that is there.
+    """Time one call, batch 1, in every engine that is there, and weigh it in ONNX Runtime.
 
     Args:
         unfused: the simplified graph that the conversion left in its work folder, or None.
@@ -77,9 +83,38 @@ def bench_unet(
     """
     inputs, face_mask = unet_inputs(checkpoint, frames, resolution_pixels)
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-    with _open(checkpoint, model, unfused, inputs, face_mask, feeds, others, engines) as opened:
+    graphs = {} if unfused is None or "unfused" not in engines else {UNFUSED: unfused}
+    opened: dict[str, Callable[[], Any]] = {}
+    if "pytorch" in engines:
+        opened[PYTORCH] = _pytorch(checkpoint, inputs, face_mask)
+    with ExitStack() as stack:
+        for name, graph in graphs.items():
+            opened[name] = partial(open_session(graph, session_options()).run, None, feeds)
+        opened |= _open_bundles(stack, "unet", model, others, feeds)
+        if importlib.util.find_spec("openvino") is not None and "openvino" in engines:
+            opened[OPENVINO] = _openvino(model.engine.bundle.graph_path("unet"), feeds)
         seconds = _alternate(opened, repeats, progress, "one UNet call")
-    return CallTimes(frames, resolution_pixels, seconds)
+        opened.clear()
+    gc.collect()
+    graphs |= {
+        name: each.engine.bundle.graph_path("unet")
+        for name, each in _by_name(model, others).items()
+        if isinstance(each.engine, OnnxRuntimeEngine)
+    }
+    return CallTimes(frames, resolution_pixels, seconds, _peaks(graphs, feeds, progress))
+
+
+def _peaks(
+    graphs: Mapping[str, Path], feeds: Mapping[str, np.ndarray], progress: Progress
+) -> dict[str, int]:
+    shapes = {name: array.shape for name, array in feeds.items()}
+    peaks: dict[str, int] = {}
+    with progress.stage("peak memory", len(graphs)) as advance:
+        for name, graph in graphs.items():
+            if memory := measure_calls(graph, [shapes, shapes]):
+                peaks[name] = memory.peak_bytes
+            advance()
+    return peaks
 
 
 def bench_decoder(
@@ -134,30 +169,8 @@ def unet_inputs(
     return inputs, face_mask
 
 
-@contextmanager
-def _open(
-    checkpoint: Checkpoint,
-    model: SonicModel,
-    unfused: Path | None,
-    inputs: dict[str, torch.Tensor],
-    face_mask: torch.Tensor,
-    feeds: dict[str, np.ndarray],
-    others: Sequence[SonicModel],
-    engines: Collection[str],
-) -> Iterator[dict[str, Callable[[], Any]]]:
-    opened: dict[str, Callable[[], Any]] = {}
-    if "pytorch" in engines:
-        opened[PYTORCH] = _pytorch(checkpoint, inputs, face_mask)
-    with ExitStack() as stack:
-        if unfused is not None and "unfused" in engines:
-            plain = onnxruntime.InferenceSession(str(unfused), providers=["CPUExecutionProvider"])
-            opened[UNFUSED] = lambda: plain.run(None, feeds)
-        opened |= _open_bundles(stack, "unet", model, others, feeds)
-        if importlib.util.find_spec("openvino") is not None and "openvino" in engines:
-            opened[OPENVINO] = _openvino(model.engine.bundle.graph_path("unet"), feeds)
-        yield opened
-        opened.clear()
-    gc.collect()
+def _by_name(model: SonicModel, others: Sequence[SonicModel]) -> dict[str, SonicModel]:
+    return {BUNDLE: model} | {f"{BUNDLE} {other.manifest.name}": other for other in others}
 
 
 def _open_bundles(
@@ -167,9 +180,10 @@ def _open_bundles(
     others: Sequence[SonicModel],
     feeds: dict[str, np.ndarray],
 ) -> dict[str, Callable[[], Any]]:
-    names = [BUNDLE, *(f"{BUNDLE} {other.manifest.name}" for other in others)]
-    sessions = [stack.enter_context(each.engine.open(submodel)) for each in (model, *others)]
-    return {name: partial(session.run, feeds) for name, session in zip(names, sessions, strict=True)}
+    return {
+        name: partial(stack.enter_context(each.engine.open(submodel)).run, feeds)
+        for name, each in _by_name(model, others).items()
+    }
 
 
 def _pytorch(

@@ -58,14 +58,15 @@ def _table(title: str, times: CallTimes) -> list[str]:
         f"{title} {times.frames} frames at {times.resolution_pixels} pixels, "
         f"{len(times.seconds[BUNDLE])} alternating runs:",
         "",
-        "| engine | median s | fastest s | times PyTorch | the bundle is times as fast |",
-        "|---|---|---|---|---|",
+        "| engine | median s | fastest s | times PyTorch | the bundle is times as fast | peak GB |",
+        "|---|---|---|---|---|---|",
     ]
     for engine, seconds in times.seconds.items():
         beside_torch = f"{times.speed_up(engine, PYTORCH):.2f}" if PYTORCH in times.seconds else ""
+        peak = f"{times.peak_bytes[engine] / 1e9:.2f}" if engine in times.peak_bytes else ""
         lines.append(
             f"| {engine} | {times.median(engine):.3f} | {min(seconds):.3f} | "
-            f"{beside_torch} | {times.speed_up(BUNDLE, engine):.2f} |"
+            f"{beside_torch} | {times.speed_up(BUNDLE, engine):.2f} | {peak} |"
         )
     return lines
 

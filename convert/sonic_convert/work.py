@@ -6,9 +6,6 @@ without running it.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +16,8 @@ from scipy.optimize import nnls
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sonic.errors import SonicError
 from sonic.work import Terms, term_value
+from sonic_convert.call_memory import measure_calls
 from sonic_convert.submodels import Dimensions, Sizes, Submodel
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -89,59 +86,16 @@ def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> 
     Raises:
         SonicError: the process failed.
     """
-    interface = {
-        "graph": str(graph),
-        "inputs": [
-            {
-                tensor.name: [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-                for tensor in inputs
-            }
-            for sizes in submodel.memory_sizes
-        ],
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, json.dumps(interface)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise SonicError(
-            f"the memory of '{submodel.name}' cannot be measured ({done.stderr.strip()[-300:]})"
-        )
-    measured = json.loads(done.stdout)
-    if measured is None:
+    shapes = [
+        {
+            tensor.name: [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            for tensor in inputs
+        }
+        for sizes in submodel.memory_sizes
+    ]
+    memory = measure_calls(graph, shapes)
+    if memory is None:
         return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")), {}
-    loaded, *peaks = measured
-    values = [max(peak - loaded, 0) for peak in peaks]
+    values = [max(peak - memory.loaded_bytes, 0) for peak in memory.call_bytes]
     terms = tuple(dict.fromkeys((submodel.work_terms[0], "1")))
-    return loaded, fit(terms, submodel.memory_sizes, values)
-
-
-# Peak resident memory from /proc: writing 5 to clear_refs starts it anew (Linux, proc(5)).
-_PROBE = """
-import json, sys
-import numpy as np
-from sonic.engine import open_session, session_options
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-
-def forget_peak():
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-given = json.loads(sys.argv[1])
-try:
-    forget_peak()
-    before = status("VmRSS")
-except OSError:
-    print("null")
-    sys.exit()
-session = open_session(given["graph"], session_options())
-results = [status("VmRSS") - before]
-for shapes in given["inputs"]:
-    feeds = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
-    forget_peak()
-    session.run(None, feeds)
-    results.append(status("VmHWM") - before)
-print(json.dumps(results))
-"""
+    return memory.loaded_bytes - memory.start_bytes, fit(terms, submodel.memory_sizes, values)

@@ -25,7 +25,12 @@ from sonic_convert.bench_clips import BatchTimes, CommandRun, generate, write_sp
 from sonic_convert.bench_report import plot_results, write_report
 from sonic_convert.checkpoint import Checkpoint
 
-TIMES = CallTimes(8, 256, {PYTORCH: [4.0, 4.0, 9.0], UNFUSED: [3.0, 3.0, 3.0], BUNDLE: [2.0, 2.0, 3.0]})
+TIMES = CallTimes(
+    8,
+    256,
+    {PYTORCH: [4.0, 4.0, 9.0], UNFUSED: [3.0, 3.0, 3.0], BUNDLE: [2.0, 2.0, 3.0]},
+    {UNFUSED: 6_800_000_000},
+)
 DECODER = CallTimes(2, 256, {BUNDLE: [2.0], f"{BUNDLE} int8": [1.0]})
 RUNS = {
     6.0: CommandRun(10.0, {"denoising": 7.0, "frames": 1.5}, [(0.1, 50_000_000), (5.0, 100_000_000)]),
@@ -37,8 +42,8 @@ def test_the_report_says_ratios(tmp_path: Path) -> None:
     batch = BatchTimes(4, 40.0, 32.0)
     report = write_report(tmp_path / "report.md", "a machine", "tiny", TIMES, DECODER, RUNS, batch)
     assert report == (tmp_path / "report.md").read_text()
-    assert "| ONNX Runtime, unfused graph | 3.000 | 3.000 | 1.33 | 1.50 |" in report
-    assert "| the bundle | 2.000 | 2.000 | 2.00 | 1.00 |" in report
+    assert "| ONNX Runtime, unfused graph | 3.000 | 3.000 | 1.33 | 1.50 | 6.80 |" in report
+    assert "| the bundle | 2.000 | 2.000 | 2.00 | 1.00 |  |" in report
     assert "| 60 s | 90.0 | 110 | 9.00 | 1.10 | 5.0% |" in report
     assert "1.25 times the throughput" in report
 
@@ -53,7 +58,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 def test_a_report_without_pytorch(tmp_path: Path) -> None:
     times = CallTimes(8, 256, {BUNDLE: [2.0], f"{BUNDLE} int8": [1.0]})
     report = write_report(tmp_path / "report.md", "a machine", "tiny", times, times, {}, None)
-    assert report.count("| the bundle int8 | 1.000 | 1.000 |  | 0.50 |") == 2
+    assert report.count("| the bundle int8 | 1.000 | 1.000 |  | 0.50 |  |") == 2
     alone = CallTimes(2, 256, {BUNDLE: [2.0]})
     report = write_report(tmp_path / "report.md", "a machine", "tiny", times, alone, {}, None)
     assert "VAE decoder" not in report
@@ -73,11 +78,15 @@ def test_only_the_engines_that_are_wanted(small) -> None:
 
 def test_every_engine_that_is_there_runs_as_often(small) -> None:
     model = load_model(small.bundle)
+    unfused = model.engine.bundle.graph_path("unet")  # any graph will do
     times = bench_unet(
-        Checkpoint.open(small.checkpoint), model, None, 2, 64, 2, NoProgress(), [model]
+        Checkpoint.open(small.checkpoint), model, unfused, 2, 64, 2, NoProgress(), [model]
     )
-    assert set(times.seconds) - {OPENVINO} == {PYTORCH, BUNDLE, f"{BUNDLE} {model.manifest.name}"}
+    graphs = {UNFUSED, BUNDLE, f"{BUNDLE} {model.manifest.name}"}
+    assert set(times.seconds) - {OPENVINO} == {PYTORCH, *graphs}
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.seconds.values())
+    weights = model.manifest.submodels["unet"].bytes
+    assert set(times.peak_bytes) == graphs and min(times.peak_bytes.values()) > weights
 
 
 def test_a_command_is_measured_from_outside(small, portrait: Path, short_wav: Path, tmp_path: Path) -> None:

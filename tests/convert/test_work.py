@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sonic.manifest import read_manifest
 from sonic.work import evaluate
+from sonic_convert.call_memory import _PROBE
 from sonic_convert.checkpoint import Checkpoint
 from sonic_convert.submodels import SUBMODELS, measure, picture_sizes, unet_sizes
-from sonic_convert.work import _PROBE, count_flop, fit, measure_memory
+from sonic_convert.work import count_flop, fit, measure_memory
 
 UNSEEN = {
     "audio2token": {"frames": 11},
@@ -43,7 +44,7 @@ def test_without_the_right_to_measure_the_weights_size_is_known(small, monkeypat
     submodel = next(submodel for submodel in SUBMODELS if submodel.name == "audio2token")
     graph = small.bundle / submodel.name / "model.onnx"
     forbidden = _PROBE.replace("/proc/self/clear_refs", "/nowhere/clear_refs")
-    monkeypatch.setattr("sonic_convert.work._PROBE", forbidden)
+    monkeypatch.setattr("sonic_convert.call_memory._PROBE", forbidden)
     inputs = submodel.inputs(measure(Checkpoint.open(small.checkpoint)))
     assert measure_memory(graph, submodel, inputs) == (graph.stat().st_size, {})
 
