@@ -20,9 +20,9 @@ import numpy as np
 
 from sonic.bundle import Bundle
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.manifest import Manifest
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.files import replace_file
 from sonic_calibration.layers import Layer
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import Recordings, Sample

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sonic.audio import Sound
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic.video import Video
-from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import Box, box_part
 from sonic_calibration.quality import LipSync, lip_sync, mouth_opening, speech_opening
 

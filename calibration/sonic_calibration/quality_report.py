@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
-from sonic_calibration.files import replace_file
 from sonic_calibration.identity import Identity, IdentityMeter
 from sonic_calibration.picture_quality import (
     Box,

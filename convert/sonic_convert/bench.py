@@ -19,9 +19,9 @@ from rich.markdown import Markdown
 from sonic.bundle import find_bundle
 from sonic.cli import user_errors
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.model import load_model
 from sonic.progress import ConsoleProgress
-from sonic_calibration.files import replace_file
 from sonic_convert.bench_calls import ENGINES, CallTimes, bench_decoder, bench_unet
 from sonic_convert.bench_clips import BatchTimes, CommandRun, bench_batch, generate, write_speech
 from sonic_convert.bench_report import plot_results, write_report

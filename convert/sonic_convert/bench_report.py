@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from sonic_calibration.files import replace_file
+from sonic.files import replace_file
 from sonic_convert.bench_calls import BUNDLE, PYTORCH, CallTimes
 from sonic_convert.bench_clips import BatchTimes, CommandRun
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sonic.bundle import file_info
 from sonic.errors import OutputError
+from sonic.files import replace_file
 from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest
 
 
@@ -81,10 +82,5 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = bundle / f".{MANIFEST_NAME}.partial"
-    try:
-        temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, bundle / MANIFEST_NAME)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {bundle / MANIFEST_NAME} ({error.strerror})") from error
+    text = json.dumps(manifest.to_json(), indent=1) + "\n"
+    replace_file(bundle / MANIFEST_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))

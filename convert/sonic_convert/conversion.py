@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import sonic_convert
 from sonic.bundle import Bundle, file_info, sha256_of
 from sonic.constants import AudioConstants
 from sonic.errors import OutputError
+from sonic.files import replace_file
 from sonic.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
 from sonic.progress import NoProgress, Progress
 from sonic.work import Work
@@ -222,8 +222,6 @@ def _source_info(path: Path, root: Path, work: Path, advance: Callable[[], None]
         known = {}
     if key not in known:
         known[key] = sha256_of(path)
-        temporary = cache.with_suffix(".partial")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, cache)
+        replace_file(cache, lambda partial: partial.write_text(json.dumps(known)))
     advance()
     return FileInfo(path.relative_to(root).as_posix(), status.st_size, known[key])

@@ -21,11 +21,11 @@ from sonic.compare import Difference, compare
 from sonic.engine import Call
 from sonic.errors import InputError
 from sonic.face import Face, detect_faces
+from sonic.files import replace_file
 from sonic.model import SonicModel, load_model
 from sonic.noise import load_noise
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import VideoDifference, compare_videos
 from sonic_calibration.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest

@@ -117,7 +117,9 @@ def generation_options(command: Any) -> Any:
     return with_options(engine_options(command), options)
 
 
-def _load(bundle: str, threads: int | None, memory: str, bfloat16: bool) -> sonic.SonicModel:
+def _load(
+    bundle: str, threads: int | None, memory: str = "balanced", bfloat16: bool = False
+) -> sonic.SonicModel:
     """A model for a process of its own."""
     stay_on_a_node(RunOptions(memory, threads, bfloat16).threads_at_once)
     return sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
@@ -215,6 +217,7 @@ def batch(
 @click.option("--calibrate", is_flag=True, help="Measure this machine for some 10 seconds.")
 @click.option("--save", type=PATH, help="With --calibrate: write what was measured to this JSON file.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
+@processors_option
 def estimate(
     bundle: str,
     duration: float,
@@ -229,6 +232,8 @@ def estimate(
     with user_errors():
         from sonic.estimate_report import run_estimate
 
+        if calibrate:  # as the clip would
+            stay_on_a_node(RunOptions(threads=threads).threads_at_once)
         run_estimate(bundle, duration, resolution, steps, machines, calibrate, save, threads)
 
 
@@ -245,7 +250,7 @@ def verify(bundle: str, threads: int | None, report_path: Path | None) -> None:
     with user_errors():
         from sonic.verification import verification_table, verify_bundle, write_verification
 
-        found = verify_bundle(sonic.load_model(bundle, threads=threads), ConsoleProgress())
+        found = verify_bundle(_load(bundle, threads), ConsoleProgress())
         Console().print(verification_table(found))
         if report_path is not None:
             write_verification(report_path, found)

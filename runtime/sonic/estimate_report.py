@@ -11,8 +11,9 @@ from rich.table import Table
 
 from sonic.bundle import find_bundle, open_bundle
 from sonic.engine import make_engine
-from sonic.errors import InputError, OutputError, warn
+from sonic.errors import InputError, warn
 from sonic.estimate import ClipSize, Estimate, calibrate, estimate_clip
+from sonic.files import replace_file
 from sonic.machines import MACHINES, Machine, find_machine
 from sonic.options import GenerationOptions, RunOptions
 from sonic.portrait import output_size
@@ -49,7 +50,8 @@ def run_estimate(
         measured = calibrate(make_engine(opened, RunOptions(threads=threads).threads_of_a_call), clip)
         chosen.insert(0, measured)
         if save is not None:
-            _save(save, measured)
+            text = json.dumps(measured.to_json(), indent=1) + "\n"
+            replace_file(save, lambda partial: partial.write_text(text, encoding="utf-8"))
     elif not chosen:
         chosen = list(MACHINES.values())
     if any(machine.projected for machine in chosen) and manifest.submodels["unet"].precision == "int8":
@@ -57,13 +59,6 @@ def run_estimate(
     estimates = [estimate_clip(manifest, clip, machine) for machine in chosen]
     _print(manifest.name, clip, chosen, estimates, Console())
     return estimates
-
-
-def _save(path: Path, machine: Machine) -> None:
-    try:
-        path.write_text(json.dumps(machine.to_json(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: the machine cannot be written ({error.strerror})") from error
 
 
 def _print(

@@ -12,9 +12,7 @@ value has to be finite. The tolerances are in the manifest; `sonic_convert.golde
 from __future__ import annotations
 
 import json
-import os
 import platform
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from rich.table import Table
 from sonic.bundle import Bundle
 from sonic.compare import compare, psnr_db
 from sonic.engine import Submodels
-from sonic.errors import BundleError, OutputError
+from sonic.errors import BundleError
+from sonic.files import replace_file
 from sonic.generation import ClipRequest
 from sonic.golden import ExpectedClip, GoldenVectors
 from sonic.manifest import GoldenClip, VerificationInfo
@@ -292,13 +291,8 @@ def write_verification(path: Path, verification: Verification) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.{path.name}")
-    try:
-        temporary.write_text(json.dumps(verification.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: the verification cannot be written ({error.strerror})") from error
+    text = json.dumps(verification.to_json(), indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import Converted
 
 from sonic import cpu
+from sonic.cli import main
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
 
@@ -58,6 +60,17 @@ def test_a_node_counts_with_the_processors_that_the_process_has(machine: Machine
 def test_this_machines_nodes_hold_its_processors() -> None:
     nodes = cpu.numa_nodes()
     assert not nodes or set.union(*nodes) == os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["estimate", "--calibrate"]])
+def test_what_measures_this_machine_stays_on_a_node_as_clips_do(
+    small: Converted, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("sonic.cli.stay_on_a_node", asked.append)
+    monkeypatch.setattr("sonic.estimate_report.run_estimate", lambda *_: None)
+    CliRunner().invoke(main, [*command, str(small.bundle), "--threads", "1"], catch_exceptions=False)
+    assert asked == [1]
 
 
 def test_engines_stay_on_the_processors_of_a_process(small: Converted) -> None:

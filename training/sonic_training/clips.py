@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sonic.constants import Constants
+from sonic.files import replace_file
 from sonic.portrait import prepare_portrait
-from sonic_calibration.files import replace_file
 from sonic_convert.face_drawing import Look, Pose
 from sonic_training import mouth
 from sonic_training.actors import (

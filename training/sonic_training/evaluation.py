@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sonic.cli import user_errors
+from sonic.files import replace_file
 from sonic.model import SonicModel, load_model
 from sonic.sampler import window_indices
 from sonic.video import Video, save_video
 from sonic_calibration.contact_sheet import write_contact_sheet
-from sonic_calibration.files import replace_file
 from sonic_calibration.quality_report import QualityReport, judge
 from sonic_convert.face_drawing import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look

@@ -22,7 +22,7 @@ import soxr
 
 from sonic.audio import SILENCE_PEAK_DBFS
 from sonic.errors import InputError, OutputError
-from sonic_calibration.files import replace_file
+from sonic.files import replace_file
 from sonic_training.sentences import VOICES, Split, Voice, plan_corpus
 
 SAMPLE_RATE_HZ = 16_000

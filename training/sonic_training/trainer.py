@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonic_calibration.files import replace_file
+from sonic.files import replace_file
 
 
 @dataclass(frozen=True)

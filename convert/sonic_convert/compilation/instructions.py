@@ -23,9 +23,9 @@ import numpy as np
 from sonic.bundle import Bundle, find_bundle, open_bundle
 from sonic.cli import user_errors
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.manifest import SubmodelInfo
 from sonic.progress import ConsoleProgress, Progress
-from sonic_calibration.files import replace_file
 from sonic_calibration.recordings import RecordingOptions
 from sonic_convert.checkpoint import EMBEDDED
 from sonic_convert.compilation import run_calls

@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.bundle import open_bundle
+from sonic.files import replace_file
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
 from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
-from sonic_calibration.files import replace_file
 from sonic_calibration.picture_quality import Box
 from sonic_calibration.quality_report import judge
 from sonic_convert.bundle_writer import write_manifest

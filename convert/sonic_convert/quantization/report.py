@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sonic_calibration.files import replace_file
+from sonic.files import replace_file
 from sonic_convert.quantization.sensitivity import Sensitivity
 
 _PLOTTED = 40

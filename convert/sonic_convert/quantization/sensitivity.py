@@ -20,10 +20,10 @@ import numpy as np
 from sonic.bundle import Bundle
 from sonic.constants import SamplerConstants
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.progress import NoProgress, Progress
 from sonic.sampler import branch_weights
 from sonic_calibration.calibration import Calibration
-from sonic_calibration.files import replace_file
 from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.recordings import Recordings, Sample
 from sonic_calibration.stored_graph import StoredGraph
