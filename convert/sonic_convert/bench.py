@@ -60,7 +60,10 @@ def main(
     lengths: str,
     clips: bool,
 ) -> None:
-    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, the VAE decoder, and clips of BUNDLE."""
+    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, and clips of BUNDLE.
+
+    With --also, the VAE decoder too.
+    """
     with user_errors():
         progress = ConsoleProgress()
         seconds = _parse_lengths(lengths)
@@ -76,7 +79,9 @@ def main(
             opened, model, unfused if unfused.is_file() else None, frames, resolution, repeats, progress,
             others, engines,
         )  # fmt: skip
-        decoder = bench_decoder(model, others, _DECODED_FRAMES, resolution, repeats, progress)
+        decoder = None
+        if others:
+            decoder = bench_decoder(model, others, _DECODED_FRAMES, resolution, repeats, progress)
         runs: dict[float, CommandRun] = {}
         batch = None
         if clips:
@@ -119,14 +124,14 @@ def _bench_clips(
 def _write_json(
     path: Path,
     times: CallTimes,
-    decoder: CallTimes,
+    decoder: CallTimes | None,
     runs: dict[float, CommandRun],
     batch: BatchTimes | None,
 ) -> None:
     values = {
         "machine": machine_name(),
         "unet": asdict(times),
-        "vae_decoder": asdict(decoder),
+        "vae_decoder": None if decoder is None else asdict(decoder),
         "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
         "batch": None if batch is None else asdict(batch),
     }

@@ -17,13 +17,13 @@ def write_report(
     machine: str,
     bundle: str,
     times: CallTimes,
-    decoder: CallTimes,
+    decoder: CallTimes | None,
     runs: Mapping[float, CommandRun],
     batch: BatchTimes | None,
 ) -> str:
     """Write and return the report."""
     lines = [f"Bundle {bundle}; {machine}.", "", *_table("One UNet call, 1 x", times)]
-    if len(decoder.seconds) > 1:
+    if decoder is not None:
         lines += ["", *_table("One call of the VAE decoder,", decoder)]
     if runs:
         shortest = min(runs)
