@@ -65,9 +65,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert training/sonic_training
 
-bench: $(READY) ## CHECKPOINT=folder BUNDLE=folder: time it beside PyTorch and OpenVINO; report in build/bench
+bench: $(READY) ## CHECKPOINT=folder BUNDLE=folder [OPTIONS=...]: time it beside PyTorch and OpenVINO; report in build/bench
 	@$(BIN)/python -m pip install --quiet -e '.[bench]' || { echo "matplotlib and openvino cannot be installed; pip's message above says why"; exit 1; }
-	$(BIN)/python -m sonic_convert.bench $(CHECKPOINT) $(BUNDLE) --output build/bench
+	$(BIN)/python -m sonic_convert.bench $(CHECKPOINT) $(BUNDLE) --output build/bench $(OPTIONS)
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build bundles dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
