@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.errors import InputError
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
 from sonic_calibration.identity import Identity, IdentityMeter
@@ -211,5 +210,4 @@ def write_quality(path: Path, report: QualityReport) -> None:
     Raises:
         OutputError: it cannot be written there.
     """
-    text = json.dumps(report.to_json(), indent=1) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text))
+    write_json(path, report.to_json())

@@ -5,7 +5,6 @@ Everything is a ratio of two runs on one machine. Results are a JSON file, a rep
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from rich.markdown import Markdown
 from sonic.bundle import find_bundle
 from sonic.cli import user_errors
 from sonic.errors import InputError
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.model import load_model
 from sonic.progress import ConsoleProgress
 from sonic_convert.bench_calls import ENGINES, CallTimes, bench_decoder, bench_unet
@@ -135,8 +134,7 @@ def _write_json(
         "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
         "batch": None if batch is None else asdict(batch),
     }
-    text = json.dumps(values, indent=1) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(path, values)
 
 
 def machine_name() -> str:

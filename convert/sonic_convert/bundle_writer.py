@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from sonic.bundle import file_info
 from sonic.errors import OutputError
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest
 
 
@@ -82,5 +81,4 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(manifest.to_json(), indent=1) + "\n"
-    replace_file(bundle / MANIFEST_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(bundle / MANIFEST_NAME, manifest.to_json())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from sonic.compare import Difference, compare
 from sonic.engine import Call
 from sonic.errors import InputError
 from sonic.face import Face, detect_faces
-from sonic.files import replace_file
+from sonic.files import replace_file, write_json
 from sonic.model import SonicModel, load_model
 from sonic.noise import load_noise
 from sonic.options import GenerationOptions
@@ -187,8 +186,7 @@ def print_report(report: ParityReport, console: Console) -> None:
 
 def write_report(report: ParityReport, path: Path) -> None:
     """Write the report as JSON, at once."""
-    text = json.dumps(report.to_json(), indent=1) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text))
+    write_json(path, report.to_json())
 
 
 def write_picture(path: Path, frame: np.ndarray, expected: np.ndarray) -> None:

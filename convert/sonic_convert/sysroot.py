@@ -28,6 +28,7 @@ from pathlib import Path
 
 import sonic
 from sonic.errors import InputError
+from sonic.files import replace_file
 from sonic.progress import Progress
 from sonic_convert.debian_packages import PackageSet, finish, host_architecture, is_unpacked, start, unpack
 
@@ -284,6 +285,4 @@ def _write_processor(sysroot: Sysroot) -> None:
     if done.returncode != 0:
         told = done.stderr.strip()[-200:]
         raise InputError(f"{sysroot.python} does not run under {sysroot.emulator[0]} ({told})")
-    partial = path.with_suffix(".partial")
-    partial.write_text(done.stdout)
-    os.replace(partial, path)
+    replace_file(path, lambda partial: partial.write_text(done.stdout))

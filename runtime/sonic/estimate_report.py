@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +12,7 @@ from sonic.bundle import find_bundle, open_bundle
 from sonic.engine import make_engine
 from sonic.errors import InputError, warn
 from sonic.estimate import ClipSize, Estimate, calibrate, estimate_clip
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.machines import MACHINES, Machine, find_machine
 from sonic.options import GenerationOptions, RunOptions
 from sonic.portrait import output_size
@@ -50,8 +49,7 @@ def run_estimate(
         measured = calibrate(make_engine(opened, RunOptions(threads=threads).threads_of_a_call), clip)
         chosen.insert(0, measured)
         if save is not None:
-            text = json.dumps(measured.to_json(), indent=1) + "\n"
-            replace_file(save, lambda partial: partial.write_text(text, encoding="utf-8"))
+            write_json(save, measured.to_json())
     elif not chosen:
         chosen = list(MACHINES.values())
     if any(machine.projected for machine in chosen) and manifest.submodels["unet"].precision == "int8":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sonic.errors import OutputError
 
@@ -31,3 +33,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
                 f"cannot write {path} ({error.strerror or error}); choose another place"
             ) from error
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all; as `replace_file`."""
+    text = json.dumps(value, indent=1) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -11,7 +11,6 @@ value has to be finite. The tolerances are in the manifest; `sonic_convert.golde
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from sonic.bundle import Bundle
 from sonic.compare import compare, psnr_db
 from sonic.engine import Submodels
 from sonic.errors import BundleError
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.generation import ClipRequest
 from sonic.golden import ExpectedClip, GoldenVectors
 from sonic.manifest import GoldenClip, VerificationInfo
@@ -291,8 +290,7 @@ def write_verification(path: Path, verification: Verification) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    text = json.dumps(verification.to_json(), indent=1) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(path, verification.to_json())
 
 
 def _finite_or_none(value: Any) -> Any:

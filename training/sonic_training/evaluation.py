@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sonic.cli import user_errors
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.model import SonicModel, load_model
 from sonic.sampler import window_indices
 from sonic.video import Video, save_video
@@ -155,8 +154,7 @@ def evaluate(bundle: str, clips: int, steps: int, scales: bool, out: Path) -> di
         for scale, values in amplitudes.items():
             results["summary"][f"mouth_amplitude_at_dynamic_scale_{scale}"] = float(np.mean(values))
         results["summary"]["mouth_amplitude_of_silence"] = float(np.mean(silent))
-    text = json.dumps(results, indent=1) + "\n"
-    replace_file(out / "results.json", lambda partial: partial.write_text(text))
+    write_json(out / "results.json", results)
     table = Table("measure", "value", title=f"{bundle}: {clips} held-out clips, {steps} steps")
     for name, value in results["summary"].items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))

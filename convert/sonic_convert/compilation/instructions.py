@@ -23,7 +23,7 @@ import numpy as np
 from sonic.bundle import Bundle, find_bundle, open_bundle
 from sonic.cli import user_errors
 from sonic.errors import InputError
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.manifest import SubmodelInfo
 from sonic.progress import ConsoleProgress, Progress
 from sonic_calibration.recordings import RecordingOptions
@@ -243,8 +243,7 @@ def main(output: Path) -> None:
         for case in cases(work, progress):
             for count in count_case(case, counts, sysroot, bridge, plugin, work, progress):
                 counts.append(count)
-                text = json.dumps([asdict(count) for count in counts], indent=1) + "\n"
-                replace_file(output, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
+                write_json(output, [asdict(count) for count in counts])
         for count in counts:
             click.echo(f"{count.case:44s} {count.engine:14s} {count.instructions / 1e6:10.0f} M")
 

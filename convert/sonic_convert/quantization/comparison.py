@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.bundle import open_bundle
-from sonic.files import replace_file
+from sonic.files import write_json
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
 from sonic.video import Video
@@ -199,8 +198,7 @@ def comparison_table(comparison: BundleComparison, title: str) -> Table:
 
 def write_comparison(path: Path, comparison: BundleComparison) -> None:
     """Write the numbers as JSON, at once."""
-    text = json.dumps(comparison.to_json(), indent=1) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text))
+    write_json(path, comparison.to_json())
 
 
 def record_comparison(bundle: Path, comparison: BundleComparison) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sonic.files import replace_file
+from sonic.files import replace_file, write_json
 from sonic_convert.quantization.sensitivity import Sensitivity
 
 _PLOTTED = 40
@@ -35,9 +34,8 @@ def write_sensitivity(folder: Path, found: Sequence[Sensitivity]) -> list[Path]:
             for one in rows
         ),
     ]
-    values = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
     paths = [folder / "sensitivity.json", folder / "sensitivity.md"]
-    replace_file(paths[0], lambda partial: partial.write_text(values))
+    write_json(paths[0], [asdict(one) for one in rows])
     replace_file(paths[1], lambda partial: partial.write_text("\n".join(lines) + "\n"))
     if importlib.util.find_spec("matplotlib") is not None:
         paths.append(folder / "sensitivity.png")
