@@ -83,7 +83,7 @@ def bench_unet(
     """
     inputs, face_mask = unet_inputs(checkpoint, frames, resolution_pixels)
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-    graphs = {} if unfused is None or "unfused" not in engines else {UNFUSED: unfused}
+    graphs = {UNFUSED: unfused} if unfused is not None and "unfused" in engines else {}
     opened: dict[str, Callable[[], Any]] = {}
     if "pytorch" in engines:
         opened[PYTORCH] = _pytorch(checkpoint, inputs, face_mask)
@@ -96,11 +96,7 @@ def bench_unet(
         seconds = _alternate(opened, repeats, progress, "one UNet call")
         opened.clear()
     gc.collect()
-    graphs |= {
-        name: each.engine.bundle.graph_path("unet")
-        for name, each in _by_name(model, others).items()
-        if isinstance(each.engine, OnnxRuntimeEngine)
-    }
+    graphs |= _graphs("unet", model, others)
     return CallTimes(frames, resolution_pixels, seconds, _peaks(graphs, feeds, progress))
 
 
@@ -125,7 +121,7 @@ def bench_decoder(
     repeats: int,
     progress: Progress,
 ) -> CallTimes:
-    """Time one call of the VAE decoder in `model` and in bundles of other precisions."""
+    """Time and weigh one call of the VAE decoder in `model` and in bundles of other precisions."""
     video = model.constants.video
     side = resolution_pixels // video.latent_stride_pixels
     shape = (frames, video.latent_channels, side, side)
@@ -133,7 +129,8 @@ def bench_decoder(
     with ExitStack() as stack:
         opened = _open_bundles(stack, "vae_decoder", model, others, feeds)
         seconds = _alternate(opened, repeats, progress, "one call of the VAE decoder")
-    return CallTimes(frames, resolution_pixels, seconds)
+    peaks = _peaks(_graphs("vae_decoder", model, others), feeds, progress)
+    return CallTimes(frames, resolution_pixels, seconds, peaks)
 
 
 def _alternate(
@@ -171,6 +168,15 @@ def unet_inputs(
 
 def _by_name(model: SonicModel, others: Sequence[SonicModel]) -> dict[str, SonicModel]:
     return {BUNDLE: model} | {f"{BUNDLE} {other.manifest.name}": other for other in others}
+
+
+def _graphs(submodel: str, model: SonicModel, others: Sequence[SonicModel]) -> dict[str, Path]:
+    """The files of those bundles that ONNX Runtime runs."""
+    return {
+        name: each.engine.bundle.graph_path(submodel)
+        for name, each in _by_name(model, others).items()
+        if isinstance(each.engine, OnnxRuntimeEngine)
+    }
 
 
 def _open_bundles(

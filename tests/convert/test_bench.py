@@ -67,6 +67,7 @@ def test_decoders_alternate(small) -> None:
     model = load_model(small.bundle)
     times = bench_decoder(model, [model], 2, 64, 2, NoProgress())
     assert [len(seconds) for seconds in times.seconds.values()] == [2, 2]
+    assert set(times.peak_bytes) == set(times.seconds)
 
 
 def test_only_the_engines_that_are_wanted(small) -> None:
