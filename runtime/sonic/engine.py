@@ -104,12 +104,19 @@ class OnnxRuntimeEngine:
         bundle: the checked bundle.
         threads: threads for one operator; None lets ONNX Runtime choose.
         bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can.
+        calls_at_once: calls of one session at the same time, for which there are so many threads each.
 
     Raises:
         InputError: this processor can't.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        bfloat16: bool = False,
+        calls_at_once: int = 1,
+    ) -> None:
         if bfloat16 and not has_bfloat16_products():
             raise InputError(
                 "bfloat16 needs an aarch64 processor that has it (Graviton3 and later), and this one has "
@@ -119,7 +126,8 @@ class OnnxRuntimeEngine:
         self.observer: Observer | None = None
         self._options = session_options()
         if threads is not None:
-            self._options.intra_op_num_threads = threads
+            # A session's calls share its pool, in which the thread of one caller is counted.
+            self._options.intra_op_num_threads = calls_at_once * (threads - 1) + 1
         if bfloat16:
             self._options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
 
@@ -222,20 +230,28 @@ class _LeftOpen:
         pass
 
 
-def _tvm_engine(bundle: Bundle, threads: int | None, bfloat16: bool) -> Engine:
+def _tvm_engine(bundle: Bundle, threads: int | None, bfloat16: bool, _calls_at_once: int) -> Engine:
     from sonic.tvm_engine import TvmEngine  # imports this module
 
     return TvmEngine(bundle, threads, bfloat16)
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None, bool], Engine]] = {
+ENGINES: dict[str, Callable[[Bundle, int | None, bool, int], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine,
     "tvm": _tvm_engine,
 }
 
 
-def make_engine(bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> Engine:
+def make_engine(
+    bundle: Bundle, threads: int | None = None, bfloat16: bool = False, calls_at_once: int = 1
+) -> Engine:
     """The engine that a bundle was made for.
+
+    Args:
+        bundle: the checked bundle.
+        threads: threads for one operator; None lets the engine choose.
+        bfloat16: multiply float32 matrices in bfloat16.
+        calls_at_once: calls of one submodel at the same time; matters to engines whose calls share threads.
 
     Raises:
         BundleError: this runtime does not have it.
@@ -247,4 +263,4 @@ def make_engine(bundle: Bundle, threads: int | None = None, bfloat16: bool = Fal
             f"{bundle.directory} was made for the engine '{name}', but this runtime has "
             f"{', '.join(ENGINES)}; convert the checkpoint for one of them"
         )
-    return ENGINES[name](bundle, threads, bfloat16)
+    return ENGINES[name](bundle, threads, bfloat16, calls_at_once)

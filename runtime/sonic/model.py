@@ -41,8 +41,8 @@ def load_model(
     Args:
         name: a bundle's name or path.
         threads: threads for one operator; None lets the engine choose.
-        memory: "low" for machines with little, "fast" for small models, "balanced" between them; see
-            :class:`sonic.options.RunOptions`.
+        memory: "low" for machines with little, "fast" for small models and for many cores, "balanced"
+            between them; see :class:`sonic.options.RunOptions`.
         bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can (Graviton3 and later).
         check_digests: compare every file with the manifest's sha256.
 
@@ -52,7 +52,8 @@ def load_model(
     """
     run = RunOptions(memory, threads, bfloat16)
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, run.threads_of_a_call, run.bfloat16), run)
+    engine = make_engine(bundle, run.threads_of_a_call, run.bfloat16, run.calls_at_once)
+    return SonicModel(engine, run)
 
 
 _FILES = ("image", "audio", "noise", "dump")

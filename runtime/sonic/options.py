@@ -61,8 +61,8 @@ class RunOptions:
 
     Attributes:
         memory: "low" runs the guidance branches one after another, "balanced" as one batch; "fast" runs
-            branches and windows apart as "low" does, and as many of them at the same time as there are
-            cores, each with one thread where `threads` is None.
+            branches and windows apart as "low" does, and as many of them at the same time as the cores
+            are enough for, each with `threads` threads, or one where that is None.
         threads: threads for one operator; None lets the engine choose.
         bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can: faster, and no
             longer equal to full precision.
