@@ -49,7 +49,7 @@ from sonic.golden import ExpectedClip, ExpectedOutput, GoldenVectors
 from sonic.manifest import GoldenClip, GoldenSubmodel, Manifest, VerificationInfo
 from sonic.model import SonicModel
 from sonic.noise import draw_noise
-from sonic.options import BALANCED, GenerationOptions
+from sonic.options import GenerationOptions
 from sonic.portrait import frame_portrait, load_portrait
 from sonic.progress import Progress
 from sonic.verification import generate_clip, measure_clip, measure_submodel, verification_info
@@ -244,7 +244,7 @@ def _known_face(picture: object) -> list[Face]:
 
 
 def _model(bundle: Bundle) -> SonicModel:
-    return SonicModel(make_engine(bundle, BALANCED.threads_of_a_call))
+    return SonicModel(make_engine(bundle))
 
 
 def _record(

@@ -24,6 +24,7 @@ import onnxruntime
 from sonic.bundle import Bundle
 from sonic.cpu import has_bfloat16_products
 from sonic.errors import BundleError, InputError
+from sonic.options import BALANCED, RunOptions
 
 Arrays = dict[str, np.ndarray]
 
@@ -102,22 +103,14 @@ class OnnxRuntimeEngine:
 
     Args:
         bundle: the checked bundle.
-        threads: threads for one operator; None lets ONNX Runtime choose.
-        bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can.
-        calls_at_once: calls of one session at the same time, for which there are so many threads each.
+        run: threads, and the calls at the same time that share them; products in bfloat16.
 
     Raises:
         InputError: this processor can't.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        threads: int | None = None,
-        bfloat16: bool = False,
-        calls_at_once: int = 1,
-    ) -> None:
-        if bfloat16 and not has_bfloat16_products():
+    def __init__(self, bundle: Bundle, run: RunOptions = BALANCED) -> None:
+        if run.bfloat16 and not has_bfloat16_products():
             raise InputError(
                 "bfloat16 needs an aarch64 processor that has it (Graviton3 and later), and this one has "
                 "not; leave it off"
@@ -125,10 +118,11 @@ class OnnxRuntimeEngine:
         self.bundle = bundle
         self.observer: Observer | None = None
         self._options = session_options()
+        threads = run.threads_of_a_call
         if threads is not None:
             # A session's calls share its pool, in which the thread of one caller is counted.
-            self._options.intra_op_num_threads = calls_at_once * (threads - 1) + 1
-        if bfloat16:
+            self._options.intra_op_num_threads = run.calls_at_once * (threads - 1) + 1
+        if run.bfloat16:
             self._options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
 
     def open(self, submodel: str) -> OnnxRuntimeSession:
@@ -230,28 +224,20 @@ class _LeftOpen:
         pass
 
 
-def _tvm_engine(bundle: Bundle, threads: int | None, bfloat16: bool, _calls_at_once: int) -> Engine:
+def _tvm_engine(bundle: Bundle, run: RunOptions) -> Engine:
     from sonic.tvm_engine import TvmEngine  # imports this module
 
-    return TvmEngine(bundle, threads, bfloat16)
+    return TvmEngine(bundle, run)
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None, bool, int], Engine]] = {
+ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine,
     "tvm": _tvm_engine,
 }
 
 
-def make_engine(
-    bundle: Bundle, threads: int | None = None, bfloat16: bool = False, calls_at_once: int = 1
-) -> Engine:
+def make_engine(bundle: Bundle, run: RunOptions = BALANCED) -> Engine:
     """The engine that a bundle was made for.
-
-    Args:
-        bundle: the checked bundle.
-        threads: threads for one operator; None lets the engine choose.
-        bfloat16: multiply float32 matrices in bfloat16.
-        calls_at_once: calls of one submodel at the same time; matters to engines whose calls share threads.
 
     Raises:
         BundleError: this runtime does not have it.
@@ -263,4 +249,4 @@ def make_engine(
             f"{bundle.directory} was made for the engine '{name}', but this runtime has "
             f"{', '.join(ENGINES)}; convert the checkpoint for one of them"
         )
-    return ENGINES[name](bundle, threads, bfloat16, calls_at_once)
+    return ENGINES[name](bundle, run)

@@ -46,7 +46,7 @@ def run_estimate(
     clip = ClipSize(duration_seconds, width, height, options.steps)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
-        measured = calibrate(make_engine(opened, RunOptions(threads=threads).threads_of_a_call), clip)
+        measured = calibrate(make_engine(opened, RunOptions(threads=threads)), clip)
         chosen.insert(0, measured)
         if save is not None:
             write_json(save, measured.to_json())

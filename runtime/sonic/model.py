@@ -52,8 +52,7 @@ def load_model(
     """
     run = RunOptions(memory, threads, bfloat16)
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    engine = make_engine(bundle, run.threads_of_a_call, run.bfloat16, run.calls_at_once)
-    return SonicModel(engine, run)
+    return SonicModel(make_engine(bundle, run), run)
 
 
 _FILES = ("image", "audio", "noise", "dump")

@@ -28,7 +28,7 @@ from sonic.bundle import Bundle
 from sonic.cpu import cpu_features
 from sonic.engine import Arrays, Call, Observer, OnnxRuntimeEngine, Session
 from sonic.errors import BundleError, InputError
-from sonic.options import affinity_count
+from sonic.options import BALANCED, RunOptions, affinity_count
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
 PROGRAM = "program.json"
@@ -110,24 +110,24 @@ class TvmEngine:
 
     Args:
         bundle: the checked bundle.
-        threads: of one operator; None takes one for every processor.
-        bfloat16: must be False; Debian's Arm Compute Library has no such kernels.
+        run: threads of one call, one for every processor where it does not say; no bfloat16, as Debian's
+            Arm Compute Library has no such kernels.
 
     Raises:
         BundleError: this machine cannot run the bundle, or TVM's runtime or the Arm Compute Library is
             missing.
-        InputError: `bfloat16` was asked for.
+        InputError: bfloat16 was asked for.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, bfloat16: bool = False) -> None:
-        if bfloat16:
+    def __init__(self, bundle: Bundle, run: RunOptions = BALANCED) -> None:
+        if run.bfloat16:
             raise InputError("compiled bundles have no products in bfloat16; leave the option out")
         check_processor(bundle)
         self.bundle = bundle
         self.observer: Observer | None = None
-        self._threads = threads or affinity_count()
+        self._threads = run.threads_of_a_call or affinity_count()
         load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
-        self._graphs = OnnxRuntimeEngine(bundle, threads)
+        self._graphs = OnnxRuntimeEngine(bundle, run)
 
     def open(self, submodel: str) -> Session:
         """Load a submodel.

@@ -22,6 +22,7 @@ from sonic.cli import main
 from sonic.engine import Call, OnnxRuntimeSession, make_engine
 from sonic.errors import BundleError, InputError
 from sonic.manifest import FileInfo, read_manifest
+from sonic.options import RunOptions
 from sonic.tvm_engine import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight, TvmSession, choose
 
 TARGET = {
@@ -292,7 +293,7 @@ def test_a_processor_without_a_feature(compiled: Bundle, monkeypatch: pytest.Mon
 
 def test_bfloat16_is_not_there(compiled: Bundle) -> None:
     with pytest.raises(InputError, match="no products in bfloat16; leave the option out"):
-        make_engine(compiled, bfloat16=True)
+        make_engine(compiled, RunOptions(bfloat16=True))
 
 
 @pytest.mark.parametrize(("missing", "package"), [("tvm_ffi", "apache-tvm-ffi"), ("tvm", "apache-tvm")])
@@ -341,7 +342,7 @@ def test_an_engine_tells_its_threads(
     submodels["unet"] = replace(submodels["unet"], files=(FileInfo(f"unet/{PROGRAM}", 0, ""),))
     shutil.copytree(compiled.directory / "face_detector", tmp_path / "face_detector")
     bundle = Bundle(tmp_path, replace(compiled.manifest, submodels=submodels))
-    engine = make_engine(bundle, threads=3)
+    engine = make_engine(bundle, RunOptions(threads=3))
     detector = engine.open("face_detector")
     assert isinstance(detector, OnnxRuntimeSession) and not calls
     with engine.open("unet") as unet:
