@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from sonic.cli import generation_options, run_generate
+from sonic.cli.generate import run_generate
+from sonic.cli.options import generation_options
 
 
 @click.command()

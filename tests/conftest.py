@@ -12,9 +12,9 @@ import pytest
 
 import sonic
 from sonic_convert.conversion import convert
-from sonic_convert.demo_portrait import draw_portrait
-from sonic_convert.synth import synthesize
-from sonic_convert.synth_dimensions import OTHER, SMALL, SynthDimensions
+from sonic_convert.drawing.demo_portrait import draw_portrait
+from sonic_convert.synth.dimensions import OTHER, SMALL, SynthDimensions
+from sonic_convert.synth.synthesize import synthesize
 
 ASSETS = Path(__file__).parents[1] / "convert/sonic_convert/assets"
 SPEECH = ASSETS / "speech.wav"

@@ -12,16 +12,53 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "runtime/sonic": {"sonic", "av", "click", "numpy", "onnxruntime", "PIL", "rich", "soxr",
-                      "tvm_ffi"},  # only where a compiled bundle is opened
+    "runtime/sonic": {
+        "sonic",
+        "av",
+        "click",
+        "numpy",
+        "onnxruntime",
+        "PIL",
+        "rich",
+        "soxr",
+        "tvm_ffi",
+    },  # only where a compiled bundle is opened
     "calibration/sonic_calibration": {
-        "sonic_calibration", "sonic", "av", "numpy", "onnx", "onnxruntime", "PIL", "rich", "scipy", "skimage",
+        "sonic_calibration",
+        "sonic",
+        "av",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "PIL",
+        "rich",
+        "scipy",
+        "skimage",
     },
     "convert/sonic_convert": {
-        "sonic_convert", "sonic_calibration", "sonic", "av", "click", "diffusers", "numpy", "onnx",
-        "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "PIL", "rich", "safetensors", "scipy", "skimage",
-        "torch", "transformers", "tvm", "tvm_ffi",
-        "matplotlib", "openvino",  # of the extra that 'make bench' installs
+        "sonic_convert",
+        "sonic_calibration",
+        "sonic",
+        "av",
+        "click",
+        "diffusers",
+        "numpy",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "onnxscript",
+        "onnxsim",
+        "PIL",
+        "rich",
+        "safetensors",
+        "scipy",
+        "skimage",
+        "torch",
+        "transformers",
+        "tvm",
+        "tvm_ffi",
+        "matplotlib",
+        "openvino",  # of the extra that 'make bench' installs
     },
 }
 

@@ -1,7 +1,7 @@
 """Statistics of what every layer sees, collected segment by segment, and the file that holds them.
 
-    calibration = calibrate(bundle, recordings, {"unet": observed}, Path("work"))
-    calibration.save(Path("sonic-base.calibration.npz"))
+calibration = calibrate(bundle, recordings, {"unet": observed}, Path("work"))
+calibration.save(Path("sonic-base.calibration.npz"))
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from sonic.bundle import Bundle
+from sonic.bundle.manifest import Manifest
+from sonic.bundle.store import Bundle
 from sonic.errors import InputError
-from sonic.files import replace_file
-from sonic.manifest import Manifest
 from sonic.progress import NoProgress, Progress
+from sonic.storage.files import replace_file
 from sonic_calibration.layers import Layer
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import Recordings, Sample

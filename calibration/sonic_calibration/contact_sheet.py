@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sonic.audio import Sound
 from sonic.errors import InputError
-from sonic.files import replace_file
-from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
-from sonic.video import Video
+from sonic.media.audio import Sound
+from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
+from sonic.media.video import Video
+from sonic.storage.files import replace_file
 from sonic_calibration.picture_quality import Box, box_part
 from sonic_calibration.quality import LipSync, lip_sync, mouth_opening, speech_opening
 
@@ -78,7 +78,6 @@ def write_contact_sheet(
         raise InputError("there are no frames to show; give a video with at least one")
     sheet = _draw(video, face_box, min(frames, len(video)), title)
     replace_file(path, lambda partial: sheet.save(partial, format="PNG", optimize=True))
-
 
 
 def _draw(video: Video, face_box: Box | None, tiles: int, title: str) -> Image.Image:
@@ -179,9 +178,7 @@ class _Sheet:
                 )
         self._y += max(picture.height for picture in pictures) + (36 if captions else 20)
 
-    def label(
-        self, text: str, legend: list[tuple[str, Color]] | None = None, note: str = ""
-    ) -> None:
+    def label(self, text: str, legend: list[tuple[str, Color]] | None = None, note: str = "") -> None:
         """A panel's name, what its colours mean, and a note at the right."""
         self._write(_MARGIN, self._y, text, 18, _TEXT, "la")
         x = _MARGIN + self._draw.textlength(text, font=_font(18)) + 32
@@ -227,9 +224,7 @@ class _Sheet:
     def time_axis(self) -> None:
         """The times of the grid's lines."""
         self._y -= 6
-        decimals = next(
-            n for n in range(9) if all(abs(round(t, n) - t) < 1e-9 for t in self._ticks)
-        )
+        decimals = next(n for n in range(9) if all(abs(round(t, n) - t) < 1e-9 for t in self._ticks))
         for tick in self._ticks:
             x = self._x(tick)
             self._draw.line((x, self._y - 8, x, self._y - 3), fill=_FAINT_TEXT)
@@ -260,9 +255,7 @@ class _Curve:
     values: NDArray[np.float64]  # (frames,), mostly 0..1
 
 
-def _curves(
-    measured: NDArray[np.float64] | None, driven: NDArray[np.float64] | None
-) -> list[_Curve]:
+def _curves(measured: NDArray[np.float64] | None, driven: NDArray[np.float64] | None) -> list[_Curve]:
     curves = []
     if driven is not None:
         curves.append(_Curve("as the sound asks for", _DRIVEN, driven))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonic.engine import Observer
+from sonic.engines.base import Observer
 from sonic.errors import InputError
+from sonic.media.video import Video
 from sonic.model import SonicModel
 from sonic.progress import NoProgress
-from sonic.video import Video
 
 BUILT_IN = Path(__file__).with_name("examples")
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

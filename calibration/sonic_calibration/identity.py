@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import spline_filter1d
 from skimage.metrics import structural_similarity
 
-from sonic.compare import psnr_db
 from sonic.errors import InputError
+from sonic.verification.compare import psnr_db
 from sonic_calibration.picture_quality import (
     SIMILARITY_WINDOW_PIXELS,
     Box,
@@ -54,7 +54,7 @@ class IdentityMeter:
     """Compares the face of every frame with the portrait, but for the mouth.
 
     The face is the face box as far as it lies 3 pixels or more within the picture; the mouth is its
-    box from `sonic.lipsync`, grown by 10 % on each side.
+    box from `sonic.media.lipsync`, grown by 10 % on each side.
 
     Head motion is removed by the translation m within +-3 pixels with which the portrait's luma is
     nearest to the frame's (mean squared error): the best of the whole-pixel ones, improved by up to
@@ -86,9 +86,7 @@ class IdentityMeter:
         padded = np.pad(portrait, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
         window = padded[rows.start : rows.stop + 2 * margin, columns.start : columns.stop + 2 * margin]
         coefficients = spline_filter1d(window, 3, axis=0, mode="nearest", output=np.float32)
-        self._coefficients = spline_filter1d(
-            coefficients, 3, axis=1, mode="nearest", output=np.float32
-        )
+        self._coefficients = spline_filter1d(coefficients, 3, axis=1, mode="nearest", output=np.float32)
         self._luma_coefficients = luma_of(self._coefficients)
         self._window_luma = luma_of(window)
         self._errors: list[tuple[float, float, float]] = []
@@ -170,9 +168,7 @@ class IdentityMeter:
         motion, error = np.array(start, np.float64), errors[start]
         for _ in range(4):
             expected = self._moved(self._luma_coefficients, motion)
-            slopes = np.stack(
-                [np.gradient(expected, axis=axis)[self._mask] for axis in (0, 1)], axis=1
-            )
+            slopes = np.stack([np.gradient(expected, axis=axis)[self._mask] for axis in (0, 1)], axis=1)
             # expected(p - step) is about expected - slope . step
             gap = (expected - luma)[self._mask]
             step = np.linalg.lstsq(slopes.T @ slopes, slopes.T @ gap, rcond=1e-6)[0]
@@ -186,9 +182,7 @@ class IdentityMeter:
     def _error(self, luma: NDArray[np.float32], other: NDArray[np.float32]) -> float:
         return float(np.square(luma - other)[self._mask].mean())
 
-    def _moved(
-        self, coefficients: NDArray[np.float32], motion: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def _moved(self, coefficients: NDArray[np.float32], motion: NDArray[np.float64]) -> NDArray[np.float32]:
         """The portrait's face moved down and right by `motion` pixels."""
         for axis in (0, 1):
             whole = math.floor(-motion[axis])

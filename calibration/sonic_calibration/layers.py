@@ -1,7 +1,7 @@
 """The layers of a graph that can be quantized: its convolutions and its products with constant weights.
 
-    for layer in find_layers(StoredGraph.open(path)):
-        print(layer.name, layer.operator, layer.uses[0].activation)
+for layer in find_layers(StoredGraph.open(path)):
+    print(layer.name, layer.operator, layer.uses[0].activation)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is kept of a tensor's values, and the range for its integers that follows from it.
 
-    statistics = TensorStatistics()
-    statistics.update(array, channel_axis=-1)
-    low, high = choose_range(statistics, "mse")
+statistics = TensorStatistics()
+statistics.update(array, channel_axis=-1)
+low, high = choose_range(statistics, "mse")
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> t
 
 def _candidates(statistics: TensorStatistics) -> list[tuple[float, float]]:
     """Both ends of the whole range, drawn in by the same factor."""
-    return [
-        (statistics.minimum * share, statistics.maximum * share) for share in np.linspace(1.0, 0.2, 33)
-    ]
+    return [(statistics.minimum * share, statistics.maximum * share) for share in np.linspace(1.0, 0.2, 33)]
 
 
 def _mse(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import laplace, prewitt
 from skimage.metrics import structural_similarity
 
-from sonic.compare import psnr_db
 from sonic.errors import InputError
-from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
-from sonic.spool import ArraySpool
-from sonic.video import Video
+from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
+from sonic.media.video import Video
+from sonic.storage.spool import ArraySpool
+from sonic.verification.compare import psnr_db
 
 Box = tuple[float, float, float, float]
 Frame = NDArray[np.uint8]
@@ -99,7 +99,7 @@ def box_part(
 
 
 def mouth_region(face_box: Box, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of the mouth's box (`sonic.lipsync`), grown by 10 % on each side."""
+    """Rows and columns of the mouth's box (`sonic.media.lipsync`), grown by 10 % on each side."""
     return box_part(face_box, MOUTH_COLUMNS, MOUTH_ROWS, height, width, "mouth", MOUTH_GROWTH)
 
 
@@ -239,9 +239,7 @@ class FlickerMeter:
         return Flicker(difference, float(second.mean()) if second.size else 0.0, ratio)
 
 
-def flicker(
-    frames: Iterable[Frame], face_box: Box, window_borders: Sequence[int] | None = None
-) -> Flicker:
+def flicker(frames: Iterable[Frame], face_box: Box, window_borders: Sequence[int] | None = None) -> Flicker:
     """Unrest of a video: `FlickerMeter` over all frames.
 
     Args:

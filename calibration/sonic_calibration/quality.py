@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from sonic.audio import Sound, mono_samples
-from sonic.compare import PSNR_OF_EQUAL_DB, psnr_db
 from sonic.errors import InputError
-from sonic.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
+from sonic.media.audio import Sound, mono_samples
+from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
+from sonic.verification.compare import PSNR_OF_EQUAL_DB, psnr_db
 from sonic_calibration.identity import Identity, identity
 from sonic_calibration.picture_quality import (
     Box,
@@ -57,7 +57,7 @@ SILENT_OPENING = 0.02
 def speech_opening(sound: Sound, frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
     """How far open a mouth that speaks this sound is, frame by frame.
 
-    The mean of the channels at 16 kHz (`sonic.audio.mono_samples`) as in
+    The mean of the channels at 16 kHz (`sonic.media.audio.mono_samples`) as in
     `speech_opening_of_samples`, which gives the definition.
 
     Returns:
@@ -139,7 +139,7 @@ def _band_level_dbfs(samples: NDArray[np.float32]) -> NDArray[np.float64]:
 class MouthOpeningMeter:
     """Measures frame by frame how much of the mouth's box is dark, the inside of an open mouth.
 
-    The box is that of `sonic.lipsync` (`MOUTH_COLUMNS`, `MOUTH_ROWS` of the face box). With the luma
+    The box is that of `sonic.media.lipsync` (`MOUTH_COLUMNS`, `MOUTH_ROWS` of the face box). With the luma
     of ITU-R BT.601 and s, the median luma of a band over cheeks and nose (`SKIN_COLUMNS`,
     `SKIN_ROWS`) in the same frame, the opening is the mean of clip((s - luma) / s, 0, 1) over the
     box: 0 for bare skin, 1 for a black box, whatever the skin's tone and the light's strength. Lips

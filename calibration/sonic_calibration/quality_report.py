@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.errors import InputError
-from sonic.files import write_json
+from sonic.media.video import Video
 from sonic.progress import NoProgress, Progress
-from sonic.video import Video
+from sonic.storage.files import write_json
 from sonic_calibration.identity import Identity, IdentityMeter
 from sonic_calibration.picture_quality import (
     Box,

@@ -1,8 +1,8 @@
 """Keeps an even sample of the runs of every submodel.
 
-    recorder = Recorder(calls_per_submodel=4)
-    model.generate(portrait, speech, observer=recorder)
-    recorder.calls["unet"][0].inputs["sample"]
+recorder = Recorder(calls_per_submodel=4)
+model.generate(portrait, speech, observer=recorder)
+recorder.calls["unet"][0].inputs["sample"]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from sonic.engine import Call
+from sonic.engines.base import Call
 
 
 class Recorder:
@@ -53,6 +53,4 @@ def _copy(arrays: object) -> dict[str, np.ndarray]:
 
 
 def _bytes(calls: list[Call]) -> int:
-    return sum(
-        array.nbytes for call in calls for array in (*call.inputs.values(), *call.outputs.values())
-    )
+    return sum(array.nbytes for call in calls for array in (*call.inputs.values(), *call.outputs.values()))

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle import sha256_of
-from sonic.engine import Call
+from sonic.bundle.manifest import MANIFEST_NAME
+from sonic.bundle.store import sha256_of
+from sonic.engines.base import Call
 from sonic.errors import InputError, OutputError
-from sonic.manifest import MANIFEST_NAME
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
 from sonic_calibration.examples import ClipSettings, Example, generate_example

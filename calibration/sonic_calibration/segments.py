@@ -82,9 +82,7 @@ def open_segment(
     del model.graph.input[:], model.graph.output[:]
     for name in segment.inputs:
         kind = onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype)
-        model.graph.input.append(
-            onnx.helper.make_tensor_value_info(name, kind, [None] * known[name].ndim)
-        )
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * known[name].ndim))
     for name in dict.fromkeys((*segment.outputs, *segment.observed)):
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     return open_beside(model, graph.path.parent)

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, external_data_helper, numpy_helper
 
-from sonic.engine import session_options
+from sonic.engines.onnx import session_options
 
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference can see them
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sonic.audio import TOLERANT, load_sound
 from sonic.errors import InputError, SonicError
-from sonic.spool import ArraySpool
-from sonic.video import Video
+from sonic.media.audio import TOLERANT, load_sound
+from sonic.media.video import Video
+from sonic.storage.spool import ArraySpool
 
 #: A frame further than this share of a frame's time from its place means an uneven frame rate.
 PLACE_TOLERANCE = 0.75
@@ -19,9 +19,7 @@ _CONTAINERS = "mov,matroska,avi,mpeg,mpegts"
 _FORMATS = "MP4, MOV, MKV, WebM or AVI"
 
 
-def read_video(
-    path: str | PathLike[str], spool_directory: str | PathLike[str] | None = None
-) -> Video:
+def read_video(path: str | PathLike[str], spool_directory: str | PathLike[str] | None = None) -> Video:
     """Decode the first video stream of a file, and its sound where it has any.
 
     Frames become RGB by the colour matrix and range that the file is labelled with. They go one by
@@ -36,7 +34,7 @@ def read_video(
     Raises:
         InputError: the file is missing, not a regular file, damaged, without a video stream, of an
             uneven frame rate, of frames that change their size, or with a sound that cannot be used
-            (`sonic.audio.load_sound`).
+            (`sonic.media.audio.load_sound`).
         OutputError: the spool's disk is full.
     """
     path = Path(path)
@@ -60,10 +58,8 @@ def read_video(
     return Video(frames, rate_hz, load_sound(path) if has_sound else None)
 
 
-def _decode(
-    path: Path, spool_directory: str | PathLike[str] | None
-) -> tuple[ArraySpool, float, bool]:
-    # As in sonic.audio: neither an address nor a play list may lead to other files.
+def _decode(path: Path, spool_directory: str | PathLike[str] | None) -> tuple[ArraySpool, float, bool]:
+    # As in sonic.media.audio: neither an address nor a play list may lead to other files.
     options = {"format_whitelist": _CONTAINERS}
     with av.open(f"file:{path}", options=options, **TOLERANT) as container:
         if not container.streams.video:

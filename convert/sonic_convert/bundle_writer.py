@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sonic.bundle import file_info
+from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
+from sonic.bundle.store import file_info
 from sonic.errors import OutputError
-from sonic.files import write_json
-from sonic.manifest import MANIFEST_NAME, FileInfo, Manifest
+from sonic.storage.files import write_json
 
 
 def check_target(bundle: Path) -> None:
@@ -24,9 +24,7 @@ def check_target(bundle: Path) -> None:
     if not bundle.exists():
         return
     if not bundle.is_dir() or (any(bundle.iterdir()) and not (bundle / MANIFEST_NAME).is_file()):
-        raise OutputError(
-            f"{bundle} exists and is no bundle; choose another name, so that nothing is lost"
-        )
+        raise OutputError(f"{bundle} exists and is no bundle; choose another name, so that nothing is lost")
 
 
 @contextmanager

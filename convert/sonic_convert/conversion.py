@@ -16,19 +16,19 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 import sonic_convert
-from sonic.bundle import Bundle, file_info, sha256_of
-from sonic.constants import AudioConstants
+from sonic.bundle.constants import AudioConstants
+from sonic.bundle.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
+from sonic.bundle.store import Bundle, file_info, sha256_of
+from sonic.bundle.work import Work
 from sonic.errors import OutputError
-from sonic.files import replace_file
-from sonic.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
 from sonic.progress import NoProgress, Progress
-from sonic.work import Work
-from sonic_convert import stages
+from sonic.storage.files import replace_file
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
-from sonic_convert.checkpoint import Checkpoint
-from sonic_convert.golden import FOLDER, make_golden
-from sonic_convert.stages import StageResult
-from sonic_convert.submodels import SUBMODELS, Submodel, measure
+from sonic_convert.checkpoint.checkpoint import Checkpoint
+from sonic_convert.export import stages
+from sonic_convert.export.stages import StageResult
+from sonic_convert.export.submodels import SUBMODELS, Submodel, measure
+from sonic_convert.parity.golden import FOLDER, make_golden
 
 _MEL_FILTERS = "mel_filters.npy"
 
@@ -112,9 +112,7 @@ def _convert_submodel(
     advance()
     fused = stages.fuse(folder / "simplified", folder / "fused", simplified.digest)
     advance()
-    checked = stages.check(
-        submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest
-    )
+    checked = stages.check(submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest)
     advance()
     inputs = submodel.inputs(measure(checkpoint))
     weighed = stages.weigh(submodel, inputs, folder / "fused", folder / "weighed", fused.digest)
@@ -160,8 +158,7 @@ def _work_bundle(
         },
         sources=tuple(sources.values()),
         submodels={
-            submodel.name: _submodel_info(submodel, work, results[submodel.name])
-            for submodel in SUBMODELS
+            submodel.name: _submodel_info(submodel, work, results[submodel.name]) for submodel in SUBMODELS
         },
         assets={"mel_filters": file_info(work / _MEL_FILTERS, work)},
         constants=checkpoint.constants,

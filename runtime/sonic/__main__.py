@@ -1,5 +1,5 @@
 """``python -m sonic``."""
 
-from sonic.cli import main
+from sonic.cli.main import main
 
 main()

@@ -20,23 +20,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sonic import frames as frame_stages
-from sonic.audio import Sound, load_sound, mono_samples
-from sonic.conditioning import AudioConditioning, condition_on_audio, frame_count
-from sonic.dump import DumpWriter, RowWriter
-from sonic.engine import Submodels
+from sonic.diffusion import decoding as frame_stages
+from sonic.diffusion.conditioning import AudioConditioning, condition_on_audio, frame_count
+from sonic.diffusion.noise import check_noise, draw_frames, load_noise
+from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.engines.base import Submodels
 from sonic.errors import InputError
-from sonic.estimate import ClipSize, available_bytes, peak_memory
-from sonic.face import Face, detect_faces
-from sonic.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
-from sonic.noise import check_noise, draw_frames, load_noise
+from sonic.host import available_bytes
+from sonic.media.audio import Sound, load_sound, mono_samples
+from sonic.media.face import Face, detect_faces
+from sonic.media.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
+from sonic.media.portrait import Portrait, frame_portrait, load_portrait, resize_mask
+from sonic.media.video import Video, VideoStream
+from sonic.memory import peak_memory
 from sonic.options import BALANCED, GenerationOptions, RunOptions
-from sonic.pipeline import run_ahead
-from sonic.portrait import Portrait, frame_portrait, load_portrait, resize_mask
+from sonic.plan import ClipSize
 from sonic.progress import Progress
-from sonic.sampler import ClipCondition, ClipSampler, denoise_together
-from sonic.spool import ArraySpool
-from sonic.video import Video, VideoStream
+from sonic.storage.dump import DumpWriter, RowWriter
+from sonic.storage.prefetch import run_ahead
+from sonic.storage.spool import ArraySpool
 
 PathLike = str | os.PathLike[str]
 _FRAMES_AHEAD = 4
@@ -276,15 +278,11 @@ class Generation:
                 advance,
                 self._spool_directory,
             )
-        scales = np.array(
-            [options.dynamic_scale, options.dynamic_scale * options.motion_scale], np.float32
-        )
+        scales = np.array([options.dynamic_scale, options.dynamic_scale * options.motion_scale], np.float32)
         unet = self._engine.bundle.manifest.submodels["unet"]
         levels = sum(tensor.name.startswith("mask_") for tensor in unet.inputs)
         height, width = reference.shape[2:]
-        masks = [
-            resize_mask(portrait.face_mask, height >> level, width >> level) for level in range(levels)
-        ]
+        masks = [resize_mask(portrait.face_mask, height >> level, width >> level) for level in range(levels)]
         return ClipCondition(
             reference_latent=reference[0],
             image_embedding=embedding[0],
@@ -321,9 +319,7 @@ def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
     return sound
 
 
-def _dump_conditioning(
-    writer: DumpWriter, conditioning: AudioConditioning, latents: ArraySpool
-) -> None:
+def _dump_conditioning(writer: DumpWriter, conditioning: AudioConditioning, latents: ArraySpool) -> None:
     writer.write("audio_tokens", conditioning.tokens)
     writer.write("uncond_tokens", conditioning.unconditional_tokens)
     writer.write("buckets", conditioning.buckets)

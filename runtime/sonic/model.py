@@ -1,8 +1,8 @@
 """A loaded bundle and the whole way from a portrait and a recording to a video.
 
-    model = load_model("sonic-base")
-    video = model.generate(image="portrait.jpg", audio="speech.wav", inference_steps=25)
-    save_video(video, "output.mp4")
+model = load_model("sonic-base")
+video = model.generate(image="portrait.jpg", audio="speech.wav", inference_steps=25)
+save_video(video, "output.mp4")
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle import find_bundle, open_bundle
-from sonic.constants import Constants
-from sonic.engine import Engine, Observer, SharedSessions, make_engine
+from sonic.bundle.constants import Constants
+from sonic.bundle.manifest import Manifest
+from sonic.bundle.store import find_bundle, open_bundle
+from sonic.engines.base import Engine, Observer
+from sonic.engines.registry import make_engine
+from sonic.engines.shared import SharedSessions
 from sonic.errors import InputError, SonicError
 from sonic.generation import ClipRequest, Generation, PathLike, denoise_clips
-from sonic.manifest import Manifest
+from sonic.media.video import Video, VideoStream
 from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
-from sonic.video import Video, VideoStream
 
 
 def load_model(
@@ -132,9 +134,9 @@ class SonicModel:
             expand_ratio: crop to the face box expanded by this many box sizes on each side, made
                 square; without it the whole picture is used.
             lip_sync_correction: measure the offset between mouth motion and speech energy and shift
-                the sound by at most two frames (formula: :func:`sonic.lipsync.sound_offset_frames`).
+                the sound by at most two frames (formula: :func:`sonic.media.lipsync.sound_offset_frames`).
             smooth_motion: filter out jitter over time (formula:
-                :class:`sonic.smoothing.TemporalSmoother`).
+                :class:`sonic.media.smoothing.TemporalSmoother`).
             noise: initial noise, a ``.npy`` file or array, float32 (frames, 4, H/8, W/8).
             dump: folder for ``audio_tokens.npy`` (frames, tokens, width), ``uncond_tokens.npy``
                 (tokens, width), ``buckets.npy`` (frames, 2; before `dynamic_scale`), ``latents.npy``
@@ -162,9 +164,7 @@ class SonicModel:
                 "smooth_motion": smooth_motion,
             }
         )  # fmt: skip
-        return self.generate_request(
-            request, progress or default_progress(), observer, spool_directory
-        )
+        return self.generate_request(request, progress or default_progress(), observer, spool_directory)
 
     def generate_request(
         self,

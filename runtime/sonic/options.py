@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from sonic.constants import Constants
+from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
 from sonic.errors import InputError
+from sonic.host import cpu_count
 
-GUIDANCE_BRANCHES = 3  # without both, with the image, with image and audio
 _RESOLUTION_LIMITS_PIXELS = (64, 4096)
 
 
@@ -77,9 +76,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY_MODES:
-            raise InputError(
-                f"memory is {self.memory!r}, but should be one of {', '.join(MEMORY_MODES)}"
-            )
+            raise InputError(f"memory is {self.memory!r}, but should be one of {', '.join(MEMORY_MODES)}")
         _check("threads", self.threads, 1, 1024, "", whole=True)
 
     @property
@@ -111,24 +108,6 @@ class RunOptions:
     def threads_at_once(self) -> int:
         """Threads of all calls at the same time."""
         return self.calls_at_once * (self.threads_of_a_call or cpu_count())
-
-
-def affinity_count() -> int:
-    """Processors that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def cpu_count() -> int:
-    """Cores that this process may use: its affinity, or its control group's quota if that is less."""
-    cores = affinity_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control groups of version 2
-        pass
-    return cores
 
 
 def _check(

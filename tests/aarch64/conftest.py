@@ -12,8 +12,8 @@ from sonic.errors import InputError
 from sonic.progress import ConsoleProgress
 from sonic_convert.compilation.instructions import build_plugin
 from sonic_convert.compilation.instructions import count_instructions as count_instructions_of
-from sonic_convert.debian_packages import find_mirror, host_architecture
-from sonic_convert.sysroot import Sysroot, default_cache, emulated, make_sysroot
+from sonic_convert.testbed.debian_packages import find_mirror, host_architecture
+from sonic_convert.testbed.sysroot import Sysroot, default_cache, emulated, make_sysroot
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -48,9 +48,7 @@ def cross_compile(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def count_instructions(
-    sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., int]:
+def count_instructions(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
     """Runs an aarch64 program with its arguments, and gives the number of instructions that it executed.
 
     To count those of a function alone, take the difference of runs that call it once and more often; threads

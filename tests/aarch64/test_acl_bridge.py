@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sonic_convert.compilation.bridge_build import build_bridge
-from sonic_convert.sysroot import Sysroot
+from sonic_convert.testbed.sysroot import Sysroot
 
 pytestmark = pytest.mark.aarch64
 

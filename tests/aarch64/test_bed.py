@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sonic.bundle import PACKAGED_BUNDLES
+from sonic.bundle.store import PACKAGED_BUNDLES
 from sonic.progress import NoProgress
-from sonic_convert.sysroot import Sysroot, default_cache, emulated, make_sysroot
+from sonic_convert.testbed.sysroot import Sysroot, default_cache, emulated, make_sysroot
 
 pytestmark = pytest.mark.aarch64
 
 CPU_FEATURES = """
 import platform
-from sonic.cpu import cpu_features
+from sonic.host import cpu_features
 print(platform.machine(), *cpu_features())
 """
 LOAD_TVM = """

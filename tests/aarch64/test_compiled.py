@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import sonic
-from sonic.bundle import find_bundle
-from sonic.manifest import read_manifest
+from sonic.bundle.manifest import read_manifest
+from sonic.bundle.store import find_bundle
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import BUILT_IN, read_examples
 from sonic_calibration.picture_quality import compare_videos
@@ -26,7 +26,7 @@ from sonic_convert.compilation.targets import find_target
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
-from sonic_convert.sysroot import Sysroot, emulated
+from sonic_convert.testbed.sysroot import Sysroot, emulated
 
 pytestmark = pytest.mark.aarch64
 
@@ -119,9 +119,7 @@ def test_int8_is_verified(sonic_command: Run, int8: Int8, tmp_path: Path) -> Non
 def test_int8_equals_that_of_x86(sonic_command: Run, int8: Int8, short_wav: Path, tmp_path: Path) -> None:
     """Both engines on aarch64 give the video that ONNX Runtime gives here, but for rounding."""
     here = tmp_path / "here"
-    sonic.load_model(int8.x86).generate(
-        PORTRAIT, short_wav, duration=0.16, inference_steps=1, dump=here
-    )
+    sonic.load_model(int8.x86).generate(PORTRAIT, short_wav, duration=0.16, inference_steps=1, dump=here)
     for bundle in (int8.aarch64, int8.compiled):
         folder = tmp_path / bundle.name
         folder.mkdir()

@@ -11,8 +11,8 @@ import pytest
 import sonic
 from sonic.options import GenerationOptions
 from sonic_calibration.picture_quality import compare_videos
-from sonic_convert.checkpoint import EMBEDDED, Checkpoint
-from sonic_convert.reference import TorchReference
+from sonic_convert.checkpoint.checkpoint import EMBEDDED, Checkpoint
+from sonic_convert.parity.reference import TorchReference
 
 pytestmark = pytest.mark.aarch64
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonic.bundle import PACKAGED_BUNDLES, Bundle, open_bundle
+from sonic.bundle.manifest import read_manifest
+from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
 from sonic.errors import InputError, OutputError
-from sonic.manifest import read_manifest
 from sonic_calibration import calibration as module
 from sonic_calibration import segments as segments_module
 from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sonic.audio import Sound
 from sonic.errors import InputError, OutputError
-from sonic.video import Video
+from sonic.media.audio import Sound
+from sonic.media.video import Video
 from sonic_calibration.contact_sheet import write_contact_sheet
 
 BOX = (8.0, 8.0, 56.0, 72.0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.audio import load_sound
 from sonic.errors import InputError
-from sonic.portrait import load_portrait
+from sonic.media.audio import load_sound
+from sonic.media.portrait import load_portrait
 from sonic_calibration.examples import BUILT_IN, Example, read_examples
 
 STEMS = st.sets(st.text("abcdef", min_size=1, max_size=3), min_size=1, max_size=6)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.store import Bundle, open_bundle
 from sonic_calibration.layers import Layer, Use, find_layers
 from sonic_calibration.stored_graph import (
     EXTERNAL_BYTES,

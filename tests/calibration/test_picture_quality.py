@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import gaussian_filter, shift
 
-from sonic.spool import ArraySpool
+from sonic.storage.spool import ArraySpool
 from sonic_calibration.quality import (
     PSNR_OF_EQUAL_DB,
     compare_videos,

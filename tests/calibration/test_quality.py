@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from sonic.audio import Sound
 from sonic.errors import InputError
-from sonic.video import Video
+from sonic.media.audio import Sound
+from sonic.media.video import Video
 from sonic_calibration.quality import (
     PSNR_OF_EQUAL_DB,
     closed_in_silence,
@@ -117,9 +117,7 @@ def test_silence_opens_no_mouth() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.integers(0, 5000), st.integers(0, 40), st.floats(1, 120), st.floats(-30, 6), st.integers(0, 99)
-)
+@given(st.integers(0, 5000), st.integers(0, 40), st.floats(1, 120), st.floats(-30, 6), st.integers(0, 99))
 def test_speech_opening_is_a_share(
     count: int, frames: int, rate_hz: float, gain_db: float, seed: int
 ) -> None:

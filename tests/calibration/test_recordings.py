@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import sonic
-from sonic.bundle import open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
 from sonic_calibration import recordings as module
 from sonic_calibration.examples import Example

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from sonic.audio import Sound
 from sonic.errors import InputError
-from sonic.video import Video, save_video
+from sonic.media.audio import Sound
+from sonic.media.video import Video, save_video
 from sonic_calibration.video_file import read_video
 
 

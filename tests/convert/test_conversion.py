@@ -11,14 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sonic.bundle import sha256_of
+from sonic.bundle.store import sha256_of
 from sonic.errors import OutputError
 from sonic.model import load_model
-from sonic.verification import verify_bundle
-from sonic_convert import stages
-from sonic_convert.cli import main
+from sonic.verification.verify import verify_bundle
+from sonic_convert.cli.main import main
 from sonic_convert.conversion import convert
-from sonic_convert.stages import run_stage
+from sonic_convert.export import stages
+from sonic_convert.export.stages import run_stage
 
 
 def test_conversion_resumes_and_repeats(small, tmp_path: Path, monkeypatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import sonic
-from sonic.bundle import PACKAGED_BUNDLES, sha256_of
+from sonic.bundle.store import PACKAGED_BUNDLES, sha256_of
 from sonic_calibration.quality_report import judge
-from sonic_convert.checkpoint import EMBEDDED, Checkpoint
-from sonic_convert.demo_portrait import draw_portrait
+from sonic_convert.checkpoint.checkpoint import EMBEDDED, Checkpoint
+from sonic_convert.drawing.demo_portrait import draw_portrait
 
 PORTRAIT, SPEECH = EMBEDDED / "portrait.png", EMBEDDED / "speech.wav"
 # Of the picture, in parts of its sides: where `draw_portrait` puts the face of the example.
@@ -60,7 +60,7 @@ def test_it_talks(tiny: sonic.SonicModel) -> None:
 
 
 def test_the_detector_finds_the_example(tiny: sonic.SonicModel) -> None:
-    from sonic.face import detect_faces
+    from sonic.media.face import detect_faces
 
     picture = np.asarray(Image.open(PORTRAIT).convert("RGB"))
     with tiny.engine.open("face_detector") as detector:

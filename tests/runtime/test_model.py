@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import sonic
-from sonic.cli import main
+from sonic.cli.main import main
 from sonic.generation import Generation
-from sonic_convert.demo_portrait import draw_portrait
+from sonic_convert.drawing.demo_portrait import draw_portrait
 
 FAST = {"inference_steps": 1, "min_resolution": 64}
 
@@ -233,7 +233,7 @@ def test_interrupt_leaves_nothing(small, inputs: Path, tmp_path: Path, monkeypat
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sonic.video._encode", interrupt)
+    monkeypatch.setattr("sonic.media.video._encode", interrupt)
     arguments = ["generate", f"--bundle={small.bundle}", f"--image={inputs / 'portrait.png'}",
                  f"--audio={inputs / 'short.wav'}", f"--output={tmp_path / 'v.mp4'}", "--steps=1",
                  "--resolution=64"]  # fmt: skip

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sonic import options
-from sonic.options import RunOptions, cpu_count
+from sonic import host, options
+from sonic.host import cpu_count
+from sonic.options import RunOptions
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from sonic.options import RunOptions, cpu_count
     [("max 100000", 8, None), ("300000 100000", 3, 3), ("50000 100000", 1, 1), ("9900000 100000", 8, None)],
 )
 def test_a_quota_limits_the_threads(quota: str, cores: int, threads: int | None, monkeypatch) -> None:
-    monkeypatch.setattr(options, "affinity_count", lambda: 8)
+    monkeypatch.setattr(host, "affinity_count", lambda: 8)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: quota)
     assert cpu_count() == cores

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sonic
-from sonic.audio import load_sound
+from sonic.media.audio import load_sound
 from sonic_training.evaluation import HELD_OUT_SEED, evaluate, held_out_clips, window_borders
 from sonic_training.sentences import voices
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sonic.conditioning import SlidingWindows
-from sonic.constants import Constants
+from sonic.bundle.constants import Constants
+from sonic.diffusion.conditioning import SlidingWindows
 from sonic_calibration.quality import mouth_opening
 from sonic_convert.modules.face import FaceDetector
 from sonic_training import autoencoder, denoiser, face_detector, mouth

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sonic_convert.checkpoint import Checkpoint
+from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_training.denoiser import DenoiserOptions
 from sonic_training.recipe import Recipe, make_checkpoint
 from sonic_training.trainer import TrainingOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import torch
 
-from sonic.cli import user_errors
+from sonic.cli.errors import user_errors
 from sonic_training.recipe import Recipe, make_checkpoint
 
 

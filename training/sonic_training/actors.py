@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sonic_convert.face_drawing import REST, Look, Pose, draw
-from sonic_convert.painter import Color, mix
+from sonic_convert.drawing.face import REST, Look, Pose, draw
+from sonic_convert.drawing.painter import Color, mix
 
 MOTION_BUCKET_OF_FULL_MOTION = 32.0  # translation bucket = 32 x head motion (0..1)
 EXPRESSION_BUCKET_OF_NORMAL_SPEECH = 20.0  # expression bucket = 20 x mouth amplitude (0.3..1.4)
@@ -113,9 +113,7 @@ def draw_poses(look: Look, poses: list[Pose], framing: Framing) -> NDArray[np.ui
     size = (framing.size_pixels, framing.size_pixels)
     return np.stack(
         [
-            np.asarray(
-                draw(look, pose, size, framing.centre, framing.face_width_pixels, framing.stretch)
-            )
+            np.asarray(draw(look, pose, size, framing.centre, framing.face_width_pixels, framing.stretch))
             for pose in poses
         ]
     )

@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from sonic.audio import log_mel
-from sonic.constants import AudioConstants
+from sonic.bundle.constants import AudioConstants
+from sonic.media.audio import log_mel
 from sonic_convert.modules.audio import AudioEncoderStates, AudioToToken
 from sonic_training import mouth
 from sonic_training.speech import Corpus
@@ -112,9 +112,7 @@ def token_windows(states: Tensor, constants: AudioConstants) -> Tensor:
     return state_windows(states, constants.token_padding_states, constants.token_window_states, constants)
 
 
-def state_windows(
-    states: Tensor, padding: tuple[int, int], window: int, constants: AudioConstants
-) -> Tensor:
+def state_windows(states: Tensor, padding: tuple[int, int], window: int, constants: AudioConstants) -> Tensor:
     """(states, layers, width) -> (frames, window, layers, width), of a sequence padded with zeros."""
     padded = functional.pad(states, (0, 0, 0, 0, *padding))
     frames = len(states) // constants.states_per_frame

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonic.audio import log_mel
-from sonic.constants import AudioConstants
+from sonic.bundle.constants import AudioConstants
+from sonic.media.audio import log_mel
 from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket
 from sonic_training.audio import state_windows
 from sonic_training.clips import motion_buckets, random_liveliness

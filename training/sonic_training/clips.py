@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sonic.constants import Constants
-from sonic.files import replace_file
-from sonic.portrait import prepare_portrait
-from sonic_convert.face_drawing import Look, Pose
+from sonic.bundle.constants import Constants
+from sonic.media.portrait import prepare_portrait
+from sonic.storage.files import replace_file
+from sonic_convert.drawing.face import Look, Pose
 from sonic_training import mouth
 from sonic_training.actors import (
     EXPRESSION_BUCKET_OF_NORMAL_SPEECH,
@@ -83,9 +83,7 @@ def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptio
     frames = draw_poses(look, poses, framing)
     portrait = draw_poses(look, [_portrait_pose(generator, poses)], framing)[0]
     box = _noisy_box(generator, framing)
-    prepared = prepare_portrait(
-        Image.fromarray(portrait), box, options.size_pixels, Constants().portrait
-    )
+    prepared = prepare_portrait(Image.fromarray(portrait), box, options.size_pixels, Constants().portrait)
     return Clip(
         frames=frames,
         portrait=portrait,

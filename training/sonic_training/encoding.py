@@ -10,9 +10,9 @@ from diffusers import AutoencoderKLTemporalDecoder
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonic.audio import log_mel
-from sonic.constants import AudioConstants
-from sonic.portrait import resize_mask
+from sonic.bundle.constants import AudioConstants
+from sonic.media.audio import log_mel
+from sonic.media.portrait import resize_mask
 from sonic_convert.modules.audio import AudioEncoderStates
 from sonic_convert.modules.image import ImageEncoder
 from sonic_training.audio import token_windows

@@ -13,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from sonic.cli import user_errors
-from sonic.files import write_json
+from sonic.cli.errors import user_errors
+from sonic.diffusion.plan import window_indices
+from sonic.media.video import Video, save_video
 from sonic.model import SonicModel, load_model
-from sonic.sampler import window_indices
-from sonic.video import Video, save_video
+from sonic.storage.files import write_json
 from sonic_calibration.contact_sheet import write_contact_sheet
 from sonic_calibration.quality_report import QualityReport, judge
-from sonic_convert.face_drawing import Pose
+from sonic_convert.drawing.face import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
 from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus, write_wav
 
@@ -64,9 +64,7 @@ def judge_clip(
     model: SonicModel, clip: HeldOutClip, steps: int, dynamic_scale: float = 1.0
 ) -> tuple[Video, QualityReport]:
     """Generate a clip and measure it against its own portrait and its own speech."""
-    video = model.generate(
-        clip.portrait, clip.speech, inference_steps=steps, dynamic_scale=dynamic_scale
-    )
+    video = model.generate(clip.portrait, clip.speech, inference_steps=steps, dynamic_scale=dynamic_scale)
     _, height, width, _ = video.shape
     portrait = np.asarray(Image.open(clip.portrait).resize((width, height), Image.Resampling.LANCZOS))
     borders = window_borders(model, len(video), steps)

@@ -15,8 +15,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from sonic.cli import user_errors
-from sonic_convert.face_drawing import Pose
+from sonic.cli.errors import user_errors
+from sonic_convert.drawing.face import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
 from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus
 

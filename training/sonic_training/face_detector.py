@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonic_convert.face_drawing import Pose
-from sonic_convert.synth_face import copy_archive
+from sonic_convert.drawing.face import Pose
+from sonic_convert.synth.face import copy_archive
 from sonic_training.actors import draw_poses, head_motion, random_framing, random_look
 from sonic_training.trainer import TrainingOptions, train
 
@@ -194,9 +194,7 @@ def _targets(boxes: NDArray[np.float32], cells: list[Tensor]) -> Tensor:
                 for column in range(max(int(x) - 1, 0), min(int(x) + 3, columns)):
                     wanted[row, column, 4] = max(float(wanted[row, column, 4]), 0.4)
             row, column = (min(max(round(v), 0), n - 1) for v, n in ((y, rows), (x, columns)))
-            landmarks = [
-                value for a, b in _LANDMARKS for value in (x1 + a * (x2 - x1), y1 + b * (y2 - y1))
-            ]
+            landmarks = [value for a, b in _LANDMARKS for value in (x1 + a * (x2 - x1), y1 + b * (y2 - y1))]
             centre = [0.5 * (x1 + x2), 0.5 * (y1 + y2), x2 - x1, y2 - y1]
             wanted[row, column] = torch.tensor([*centre, 1.0, *landmarks, 1.0])
         levels.append(wanted.reshape(-1, _VALUES))

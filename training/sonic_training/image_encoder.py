@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sonic.constants import PortraitConstants
+from sonic.bundle.constants import PortraitConstants
 from sonic_convert.modules.image import ImageEncoder
 from sonic_training.actors import draw_poses, head_motion, random_framing, random_look
 from sonic_training.clips import look_targets

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sonic.constants import Constants
+from sonic.bundle.constants import Constants
 from sonic_convert.modules.interpolator import FrameInterpolator
 from sonic_training.clips import ClipOptions, draw_clips
 from sonic_training.trainer import TrainingOptions, train

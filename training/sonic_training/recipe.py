@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import WhisperConfig, WhisperModel
 
-from sonic.constants import Constants
-from sonic_convert.checkpoint_writer import CheckpointWriter, create_checkpoint
+from sonic.bundle.constants import Constants
 from sonic_convert.conversion import mel_filters
 from sonic_convert.modules.audio import AudioEncoderStates
-from sonic_convert.synth import bucket_head, token_head
-from sonic_convert.synth_dimensions import SMALL, SynthDimensions
+from sonic_convert.synth.checkpoint_writer import CheckpointWriter, create_checkpoint
+from sonic_convert.synth.dimensions import SMALL, SynthDimensions
+from sonic_convert.synth.synthesize import bucket_head, token_head
 from sonic_training import audio, autoencoder, denoiser, face_detector, image_encoder, interpolator
 from sonic_training.buckets import train_bucket_head
 from sonic_training.clips import ClipOptions, draw_clips
@@ -70,9 +70,7 @@ class Recipe:
     denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
         (
             DenoiserOptions(window_frames=9, windows_a_step=8, crop_side=8),
-            TrainingOptions(
-                6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998
-            ),
+            TrainingOptions(6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998),
         ),
         (
             DenoiserOptions(window_frames=25, windows_a_step=4, crop_side=8, crop_anywhere=0.35),
@@ -126,7 +124,11 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
 
     images = image_encoder.build(dimensions.image_encoder_config(), recipe.weights_seed)
     image_encoder.train_image_encoder(
-        images, constants.portrait, state, recipe.portraits, recipe.image_encoder,
+        images,
+        constants.portrait,
+        state,
+        recipe.portraits,
+        recipe.image_encoder,
         seeds["image_encoder"],
     )
 

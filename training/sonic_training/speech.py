@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import soxr
 
-from sonic.audio import SILENCE_PEAK_DBFS
 from sonic.errors import InputError, OutputError
-from sonic.files import replace_file
+from sonic.media.audio import SILENCE_PEAK_DBFS
+from sonic.storage.files import replace_file
 from sonic_training.sentences import VOICES, Split, Voice, plan_corpus
 
 SAMPLE_RATE_HZ = 16_000

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonic.files import replace_file
+from sonic.storage.files import replace_file
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from sonic.bundle import Bundle, file_info, open_bundle
+from sonic.bundle.manifest import FileInfo, Manifest, SubmodelInfo
+from sonic.bundle.store import Bundle, file_info, open_bundle
+from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight
 from sonic.errors import InputError
-from sonic.manifest import FileInfo, Manifest, SubmodelInfo
 from sonic.progress import NoProgress, Progress
-from sonic.tvm_engine import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.compilation import bridge_build
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import lower
 from sonic_convert.compilation.sizes import COMPILED, Compiled, Picture, shapes_of
 from sonic_convert.compilation.targets import Target
-from sonic_convert.stages import run_stage
+from sonic_convert.export.stages import run_stage
 
 COMPILER_VERSION = 4  # raise it when what is compiled changes
 _ALIGNMENT_BYTES = 64

@@ -20,28 +20,28 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sonic.bundle import Bundle, find_bundle, open_bundle
-from sonic.cli import user_errors
+from sonic.bundle.manifest import SubmodelInfo
+from sonic.bundle.store import Bundle, find_bundle, open_bundle
+from sonic.cli.errors import user_errors
 from sonic.errors import InputError
-from sonic.files import write_json
-from sonic.manifest import SubmodelInfo
 from sonic.progress import ConsoleProgress, Progress
+from sonic.storage.files import write_json
 from sonic_calibration.recordings import RecordingOptions
-from sonic_convert.checkpoint import EMBEDDED
+from sonic_convert.checkpoint.checkpoint import EMBEDDED
 from sonic_convert.compilation import run_calls
 from sonic_convert.compilation.bridge_build import build_bridge
 from sonic_convert.compilation.compile import CompileOptions, compile_submodel
 from sonic_convert.compilation.sizes import shapes_of
 from sonic_convert.compilation.targets import find_target
 from sonic_convert.conversion import convert
+from sonic_convert.export.submodels import Sizes, unet_sizes
 from sonic_convert.quantization.pipeline import ReducedPrecision, reduce_bundle
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions
 from sonic_convert.quantization.quantize import QuantizationOptions
-from sonic_convert.submodels import Sizes, unet_sizes
-from sonic_convert.synth import synthesize
-from sonic_convert.synth_dimensions import SMALL
-from sonic_convert.sysroot import Sysroot, default_cache, emulated, make_sysroot
+from sonic_convert.synth.dimensions import SMALL
+from sonic_convert.synth.synthesize import synthesize
+from sonic_convert.testbed.sysroot import Sysroot, default_cache, emulated, make_sysroot
 
 ONNX_RUNTIME, COMPILED, TVM_ALONE = "ONNX Runtime", "TVM and ACL", "TVM alone"
 PROCESSOR = "neoverse-n1"

@@ -39,7 +39,7 @@ def _onnxruntime(graph: str) -> Any:
 
 
 def _tvm(program: str, bridge: str) -> Any:
-    from sonic.tvm_engine import TvmSession, load_libraries, set_threads
+    from sonic.engines.tvm import TvmSession, load_libraries, set_threads
 
     load_libraries(Path(bridge))
     set_threads(1)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sonic.constants import Constants
+from sonic.bundle.constants import Constants
+from sonic.bundle.manifest import SubmodelInfo
+from sonic.diffusion.guidance import GUIDANCE_BRANCHES
 from sonic.errors import InputError
-from sonic.manifest import SubmodelInfo
-from sonic.options import GUIDANCE_BRANCHES
-from sonic_convert.submodels import Sizes, picture_sizes, unet_sizes
+from sonic_convert.export.submodels import Sizes, picture_sizes, unet_sizes
 
 
 @dataclass(frozen=True)

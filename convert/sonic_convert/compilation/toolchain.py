@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sonic.errors import InputError
 from sonic.progress import NoProgress
-from sonic_convert.sysroot import default_cache, make_sysroot
+from sonic_convert.testbed.sysroot import default_cache, make_sysroot
 
 
 def find_compiler(cache: Path | None = None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from sonic.errors import InputError
-from sonic_convert.tensor_files import load_strict
+from sonic_convert.checkpoint.tensor_files import load_strict
 
 BUCKETS_PER_FRAME = 2  # translation and expression
 

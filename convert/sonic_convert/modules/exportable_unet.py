@@ -157,9 +157,7 @@ class RewrittenLayers:
     context: Context
     grids: tuple[Grid, ...]
 
-    def resnet(
-        self, block: nn.Module, hidden: Tensor, level: int, skip: Tensor | None = None
-    ) -> Tensor:
+    def resnet(self, block: nn.Module, hidden: Tensor, level: int, skip: Tensor | None = None) -> Tensor:
         return block(hidden, self.grids[level], self.emb, self.emb_of_frames, skip)
 
     def transformer(self, block: nn.Module, hidden: Tensor, level: int) -> Tensor:
@@ -208,9 +206,7 @@ class RewrittenTransformer(nn.Module):
         hidden = self.proj_in(hidden.transpose(1, 2))
         positions = torch.arange(grid.frames, device=hidden.device)
         position_emb = self.time_pos_embed(self.time_proj(positions).to(hidden.dtype))[:, None, :]
-        layers: list[Any] = list(
-            zip(self.space, self.space_cross, self.time, self.time_cross, strict=True)
-        )
+        layers: list[Any] = list(zip(self.space, self.space_cross, self.time, self.time_cross, strict=True))
         for index, (space, space_cross, time, time_cross) in enumerate(layers):
             hidden = self.over_space(space, space_cross, hidden, context, level, grid)
             by_frame = hidden.reshape(grid.batch, grid.frames, grid.positions, channels)
@@ -357,4 +353,3 @@ def folded_levels(positions: int, tokens: int, levels: int) -> int:
     x86, 8 times as many is about even.
     """
     return sum(positions >> 2 * level >= 16 * tokens for level in range(levels))
-

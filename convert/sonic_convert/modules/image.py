@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from sonic_convert.checkpoint.tensor_files import load_strict
 from sonic_convert.modules.groups import set_group_count
 from sonic_convert.modules.rewrites import (
     Grid,
@@ -18,7 +19,6 @@ from sonic_convert.modules.rewrites import (
     rewrite_convolutions,
     with_shared_weights,
 )
-from sonic_convert.tensor_files import load_strict
 
 
 class ImageEncoder(nn.Module):
@@ -29,9 +29,7 @@ class ImageEncoder(nn.Module):
         self.clip = clip
 
     @classmethod
-    def from_state_dict(
-        cls, config: dict[str, Any], state: dict[str, Tensor], source: str
-    ) -> ImageEncoder:
+    def from_state_dict(cls, config: dict[str, Any], state: dict[str, Tensor], source: str) -> ImageEncoder:
         """Build the tower that `config` describes and load `state` strictly."""
         settings = CLIPVisionConfig.from_dict(dict(config))
         settings._attn_implementation = "sdpa"
@@ -50,9 +48,7 @@ class ImageEncoder(nn.Module):
         return self.clip(pixel_values).image_embeds
 
 
-def build_vae(
-    config: dict[str, Any], state: dict[str, Tensor], source: str
-) -> AutoencoderKLTemporalDecoder:
+def build_vae(config: dict[str, Any], state: dict[str, Tensor], source: str) -> AutoencoderKLTemporalDecoder:
     """diffusers' VAE with `state` loaded strictly; `norm_num_groups` of the config is honoured."""
     groups = config.get("norm_num_groups", 32)
     config = {key: value for key, value in config.items() if key != "norm_num_groups"}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from sonic.errors import InputError
-from sonic_convert.tensor_files import load_strict
+from sonic_convert.checkpoint.tensor_files import load_strict
 
 SCALES = (4, 2, 1)  # coarse to fine
 FRAME_MULTIPLE_PIXELS = 16  # the coarsest scale halves a quarter of the frame twice
@@ -60,9 +60,7 @@ class FrameInterpolator(nn.Module):
         for block, scale in zip((self.block0, self.block1, self.block2), SCALES, strict=True):
             # Both directions, so that swapping the frames swaps the flows and negates the mask.
             flow_ahead, mask_ahead = block(torch.cat([warped_0, warped_1, mask], 1), flow, scale)
-            flow_back, mask_back = block(
-                torch.cat([warped_1, warped_0, -mask], 1), _swap(flow), scale
-            )
+            flow_back, mask_back = block(torch.cat([warped_1, warped_0, -mask], 1), _swap(flow), scale)
             flow = flow + (flow_ahead + _swap(flow_back)) / 2
             mask = mask + (mask_ahead - mask_back) / 2
             warped_0 = _warp(frame_0, flow[:, :2])
@@ -119,9 +117,7 @@ def _upsampling_head(channels: int, outputs: int) -> nn.Sequential:
 def _resize(values: torch.Tensor, factor: float) -> torch.Tensor:
     if factor == 1:  # bilinear resampling to the same size changes nothing
         return values
-    return functional.interpolate(
-        values, scale_factor=float(factor), mode="bilinear", align_corners=False
-    )
+    return functional.interpolate(values, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 def _swap(flow: torch.Tensor) -> torch.Tensor:

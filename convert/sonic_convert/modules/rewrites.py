@@ -244,9 +244,7 @@ def spatial_share(mixer: AlphaBlender) -> Tensor:
 
 def over_frames(convolution: nn.Conv3d, scale: Tensor | float = 1.0) -> nn.Conv2d:
     """A (3, 1, 1) convolution as one of (frames, positions), its result multiplied by `scale`."""
-    made = nn.Conv2d(
-        convolution.in_channels, convolution.out_channels, (3, 1), padding=(1, 0), device="meta"
-    )
+    made = nn.Conv2d(convolution.in_channels, convolution.out_channels, (3, 1), padding=(1, 0), device="meta")
     assert convolution.bias is not None
     made.weight = nn.Parameter(convolution.weight.detach()[..., 0] * scale, requires_grad=False)
     made.bias = nn.Parameter(convolution.bias.detach() * scale, requires_grad=False)

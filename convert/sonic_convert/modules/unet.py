@@ -106,9 +106,7 @@ class PublishedContext:
 
     def spatial(self, attention: Attention, hidden: Tensor, level: int) -> Tensor:
         query = attention.to_q(hidden)
-        image = attend(
-            query, attention.to_k(self.image_tokens), attention.to_v(self.image_tokens), attention
-        )
+        image = attend(query, attention.to_k(self.image_tokens), attention.to_v(self.image_tokens), attention)
         audio = attend(query, *audio_keys_values(attention, self.audio_tokens), attention)
         return image + audio * self.level_mask(hidden.shape[1])
 
@@ -147,8 +145,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> T
     heads, head_width = attention.heads, attention.inner_dim // attention.heads
     batch, queries, channels = query.shape
     query, key, value = (
-        x.reshape(x.shape[0], x.shape[1], heads, head_width).transpose(1, 2)
-        for x in (query, key, value)
+        x.reshape(x.shape[0], x.shape[1], heads, head_width).transpose(1, 2) for x in (query, key, value)
     )
     # By the query's own sizes, so that nothing in the graph reads the shape of what a fused attention
     # does not compute.
@@ -193,12 +190,8 @@ class PublishedLayers:
         hidden = hidden if skip is None else torch.cat([hidden, skip], dim=1)
         return spatio_temporal_resnet(block, hidden, self.emb, self.batch, self.frames)
 
-    def transformer(
-        self, block: TransformerSpatioTemporalModel, hidden: Tensor, level: int
-    ) -> Tensor:
-        return spatio_temporal_transformer(
-            block, hidden, self.context, level, self.batch, self.frames
-        )
+    def transformer(self, block: TransformerSpatioTemporalModel, hidden: Tensor, level: int) -> Tensor:
+        return spatio_temporal_transformer(block, hidden, self.context, level, self.batch, self.frames)
 
 
 def denoise(

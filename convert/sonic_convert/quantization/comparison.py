@@ -11,16 +11,16 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sonic.bundle import open_bundle
-from sonic.files import write_json
+from sonic.bundle.store import open_bundle
+from sonic.media.video import Video
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
-from sonic.video import Video
+from sonic.storage.files import write_json
 from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
 from sonic_calibration.picture_quality import Box
 from sonic_calibration.quality_report import judge
+from sonic_calibration.video_face import largest_face, portrait_of_size
 from sonic_convert.bundle_writer import write_manifest
-from sonic_convert.video_face import largest_face, portrait_of_size
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def generate_reference(
     return Reference(model.manifest.name, settings, tuple(clips))
 
 
-def compare_with(
-    reference: Reference, bundle: Path, progress: Progress | None = None
-) -> BundleComparison:
+def compare_with(reference: Reference, bundle: Path, progress: Progress | None = None) -> BundleComparison:
     """Generate the reference's clips with another bundle, from the same noise.
 
     Raises:

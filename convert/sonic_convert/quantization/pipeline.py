@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonic.bundle.manifest import Manifest
 from sonic.errors import InputError
-from sonic.manifest import Manifest
 from sonic.progress import Progress
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import BUILT_IN, read_examples

@@ -1,8 +1,8 @@
 """Which precision every layer gets: presets, and a small file of patterns.
 
-    plan = preset("int8")
-    plan = read_plan(Path("precision.toml"))
-    plan.of("unet", "unet.conv_in")        # "fp32"
+plan = preset("int8")
+plan = read_plan(Path("precision.toml"))
+plan.of("unet", "unet.conv_in")        # "fp32"
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from sonic.bundle.manifest import SUBMODEL_NAMES
 from sonic.errors import InputError
-from sonic.manifest import SUBMODEL_NAMES
-from sonic_convert.submodels import SUBMODELS
+from sonic_convert.export.submodels import SUBMODELS
 
 #: What a layer can be: float32; its weights in float16 or in eight bits, widened when it runs; computed in
 #: float16; or with eight-bit weights and activations.

@@ -1,8 +1,8 @@
 """From a full-precision bundle to one of another precision.
 
-    options = QuantizationOptions(preset("int8"))
-    calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
-    quantize_bundle(fp32, Path("bundles/int8"), options, calibration)
+options = QuantizationOptions(preset("int8"))
+calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
+quantize_bundle(fp32, Path("bundles/int8"), options, calibration)
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.manifest import Manifest, SubmodelInfo
+from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.work import Work
 from sonic.errors import InputError, warn
-from sonic.manifest import Manifest, SubmodelInfo
 from sonic.progress import NoProgress, Progress
-from sonic.work import Work
 from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors
 from sonic_calibration.examples import Example
 from sonic_calibration.layers import find_layers
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import RecordingOptions, Recordings, record
 from sonic_calibration.stored_graph import StoredGraph
-from sonic_convert import stages
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
-from sonic_convert.golden import FOLDER, measure_reduced
+from sonic_convert.export import stages
+from sonic_convert.export.submodels import SUBMODELS, Submodel
+from sonic_convert.parity.golden import FOLDER, measure_reduced
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.profiles import PROFILES, check_profile
 from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
-from sonic_convert.submodels import SUBMODELS, Submodel
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class QuantizationOptions:
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise InputError(
-                f"profile is {self.profile!r}, but should be one of {', '.join(PROFILES)}"
-            )
+            raise InputError(f"profile is {self.profile!r}, but should be one of {', '.join(PROFILES)}")
 
     @property
     def refined(self) -> QdqOptions:

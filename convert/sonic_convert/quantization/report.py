@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sonic.files import replace_file, write_json
+from sonic.storage.files import replace_file, write_json
 from sonic_convert.quantization.sensitivity import Sensitivity
 
 _PLOTTED = 40

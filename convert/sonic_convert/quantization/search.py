@@ -1,8 +1,8 @@
 """Which layers stay in float32, so that a budget is kept.
 
-    budget = parse_budget("psnr=35")
-    found = search(source, options, calibration, recordings, budget, examples, work)
-    quantize_bundle(source, target, found.options, calibration)
+budget = parse_budget("psnr=35")
+found = search(source, options, calibration, recordings, budget, examples, work)
+quantize_bundle(source, target, found.options, calibration)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from sonic.bundle import open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic_calibration.calibration import Calibration

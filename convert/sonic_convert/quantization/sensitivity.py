@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle import Bundle
-from sonic.constants import SamplerConstants
+from sonic.bundle.constants import SamplerConstants
+from sonic.bundle.store import Bundle
+from sonic.diffusion.guidance import branch_weights
 from sonic.errors import InputError
-from sonic.files import replace_file
 from sonic.progress import NoProgress, Progress
-from sonic.sampler import branch_weights
+from sonic.storage.files import replace_file
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.recordings import Recordings, Sample
@@ -118,9 +118,7 @@ def measure_sensitivity(
                 error = _error(session, samples, bundle.manifest.constants.sampler)
                 done.add(name, error)
             names = tuple(layer.name for layer in layers)
-            found.append(
-                Sensitivity(submodel, name, names, sum(layer.parameters for layer in layers), error)
-            )
+            found.append(Sensitivity(submodel, name, names, sum(layer.parameters for layer in layers), error))
             advance()
     return sorted(found, key=lambda one: -one.error)
 

@@ -15,12 +15,12 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.manifest import read_manifest
+from sonic.bundle.store import Bundle, open_bundle
+from sonic.engines.tvm import BRIDGE, PROGRAM, Program, TvmSession
 from sonic.errors import InputError, OutputError
-from sonic.manifest import read_manifest
-from sonic.tvm_engine import BRIDGE, PROGRAM, Program, TvmSession
 from sonic_convert.bundle_writer import write_manifest
-from sonic_convert.cli import main
+from sonic_convert.cli.main import main
 from sonic_convert.compilation import compile as module
 from sonic_convert.compilation import toolchain
 from sonic_convert.compilation.compile import CompileOptions, compile_bundle, compile_submodel

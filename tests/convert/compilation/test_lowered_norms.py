@@ -38,13 +38,11 @@ def test_layer_norm_over_several_axes_or_without_beta(agrees: Agrees) -> None:
     done = agrees([node("LayerNormalization", "x g", axis=-1)], {"g": normal(4)}, {"x": x})
     assert done.has_program("layer_norm")
     agrees([node("Relu", "g", "r"), node("LayerNormalization", "x r", axis=-1)], {}, {"x": x, "g": normal(4)})
-    agrees(
-        [node("LayerNormalization", "x g b", axis=1)], {"g": normal(3, 4), "b": normal(3, 4)}, {"x": x}
-    )
+    agrees([node("LayerNormalization", "x g b", axis=1)], {"g": normal(3, 4), "b": normal(3, 4)}, {"x": x})
 
 
 def group_norm(silu: bool = False) -> list[onnx.NodeProto]:
-    """As `sonic_convert.fusion` leaves it, of x, which has been called a."""
+    """As `sonic_convert.export.fusion` leaves it, of x, which has been called a."""
     nodes = [
         node("Reshape", "a split", "r"), node("LayerNormalization", "r ones", "n", axis=-1, epsilon=1e-4),
         node("Reshape", "n whole", "w"), node("Mul", "w g", "m"), node("Add", "m b", "s" if silu else "y"),

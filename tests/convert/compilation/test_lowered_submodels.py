@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.store import Bundle, open_bundle
 from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.stored_graph import StoredGraph
-from sonic_convert.checkpoint import Checkpoint
+from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
+from sonic_convert.export.submodels import SUBMODELS, measure
 from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
-from sonic_convert.submodels import SUBMODELS, measure
 
 Arrays = dict[str, np.ndarray]
 Expected = Callable[[onnx.ModelProto | Path, Arrays], Arrays]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.manifest import SUBMODEL_NAMES
+from sonic.bundle.store import Bundle, open_bundle
+from sonic.diffusion.guidance import GUIDANCE_BRANCHES
+from sonic.engines.tvm import Program, Specialisation, choose
 from sonic.errors import InputError
-from sonic.manifest import SUBMODEL_NAMES
-from sonic.options import GUIDANCE_BRANCHES
-from sonic.tvm_engine import Program, Specialisation, choose
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sonic.bundle import Bundle, open_bundle
+from sonic.bundle.store import Bundle, open_bundle
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import Example, read_examples
 from sonic_calibration.layers import Layer, find_layers

@@ -48,9 +48,7 @@ def test_a_symmetric_range_has_its_zero_in_the_middle(ends: tuple[float, float],
 
 
 @given(ENDS, EITHER, FLOATS)
-def test_values_beyond_the_range_become_its_end(
-    ends: tuple[float, float], signed: bool, more: float
-) -> None:
+def test_values_beyond_the_range_become_its_end(ends: tuple[float, float], signed: bool, more: float) -> None:
     low, high = ends
     found = affine(low, high, signed)
     beyond = found.simulate(np.array([low - more, high + more], np.float32))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sonic.bundle import Bundle, sha256_of
+from sonic.bundle.manifest import read_manifest
+from sonic.bundle.store import Bundle, sha256_of
 from sonic.errors import InputError, OutputError
-from sonic.manifest import read_manifest
 from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
 
 

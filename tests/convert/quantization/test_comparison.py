@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import sonic
-from sonic.bundle import open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.errors import OutputError
 from sonic_calibration.examples import ClipSettings, Example
 from sonic_convert.quantization.comparison import (

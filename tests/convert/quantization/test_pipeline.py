@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sonic
-from sonic.bundle import open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.recordings import RecordingOptions

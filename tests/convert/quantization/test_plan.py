@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.bundle import Bundle
+from sonic.bundle.manifest import SUBMODEL_NAMES
+from sonic.bundle.store import Bundle
 from sonic.errors import InputError
-from sonic.manifest import SUBMODEL_NAMES
 from sonic_calibration.layers import find_layers
 from sonic_calibration.stored_graph import StoredGraph
 from sonic_convert.quantization.plan import (
@@ -75,9 +75,7 @@ def test_the_first_rule_that_matches_counts(rules: list[tuple[str, str]], layer:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4), NAMES, st.sampled_from(LAYER_PRECISIONS))
-def test_exceptions_are_of_these_layers_and_no_others(
-    layers: list[str], other: str, precision: str
-) -> None:
+def test_exceptions_are_of_these_layers_and_no_others(layers: list[str], other: str, precision: str) -> None:
     plan = PrecisionPlan("plan", {"unet": (("*", "int8"),), "vae_decoder": (("*", "int8"),)})
     changed = plan.with_exceptions("unet", layers, precision)
     assert [changed.of("unet", layer) for layer in layers] == [precision] * len(layers)

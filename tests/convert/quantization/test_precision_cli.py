@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sonic.bundle import open_bundle
+from sonic.bundle.store import open_bundle
 from sonic_calibration.calibration import Calibration
-from sonic_convert.cli import main
+from sonic_convert.cli.main import main
 
 SHORT = ["--calls", "2", "--resolution", "64", "--steps", "2"]
 DECODER = '[vae_decoder]\n"*conv_in" = "fp32"\n"decoder.mid_block.*" = "int8"\n[audio2token]\n"*" = "fp16"\n'

@@ -14,17 +14,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from sonic.bundle import Bundle
+from sonic.bundle.store import Bundle
 from sonic.errors import InputError
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.layers import Layer, find_layers
 from sonic_calibration.observers import TensorStatistics
 from sonic_calibration.recordings import Recordings, Sample
 from sonic_calibration.stored_graph import StoredGraph
+from sonic_convert.export.submodels import picture_sizes, unet_sizes
 from sonic_convert.quantization import half
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions, open_quantized, quantize_graph
-from sonic_convert.submodels import picture_sizes, unet_sizes
 
 ISA = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86"
 INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")
@@ -225,9 +225,7 @@ def test_shapes_are_known_without_the_weights(networks: dict[str, Network]) -> N
 
 # Measured: 0.013 and 0.018.
 @pytest.mark.parametrize("name", ["unet", "vae_decoder"])
-def test_eight_bit_weights_come_near_float32(
-    networks: dict[str, Network], name: str, tmp_path: Path
-) -> None:
+def test_eight_bit_weights_come_near_float32(networks: dict[str, Network], name: str, tmp_path: Path) -> None:
     network, path = networks[name], tmp_path / "weights8.onnx"
     quantize_graph(network.graph.path, path, {layer.name: "weights8" for layer in network.layers}, {})
     assert weight_bytes(path, INT8) == sum(layer.parameters for layer in network.layers)

@@ -23,6 +23,7 @@ LINEAR = [
 ]
 CONV = [make_node("Conv", ["x", "conv.weight", "conv.bias"], ["y"], "conv", pads=[1, 1, 1, 1])]
 
+
 def random_weights(seed: int, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """``linear__weight=(4, 4)`` is called ``linear.weight``."""
     random = np.random.default_rng(seed)
@@ -131,9 +132,7 @@ def test_stacks_of_matrices_have_no_integer_kernels(by_hand, relative_l2) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp16-native"])
-def test_a_weight_that_float16_cannot_hold_stays_in_float32(
-    by_hand, precision: str, tmp_path: Path
-) -> None:
+def test_a_weight_that_float16_cannot_hold_stays_in_float32(by_hand, precision: str, tmp_path: Path) -> None:
     for largest, kept in ((65504.0, precision), (65600.0, "fp32")):
         weights = linear_weights(0)
         weights["linear.weight"][2, 3] = -largest
@@ -148,9 +147,7 @@ def test_a_weight_that_float16_cannot_hold_stays_in_float32(
 
 
 @pytest.mark.parametrize(("largest", "kept"), [(16000.0, "fp16-native"), (17000.0, "fp16")])
-def test_large_values_are_not_computed_in_float16(
-    by_hand, largest: float, kept: str, tmp_path: Path
-) -> None:
+def test_large_values_are_not_computed_in_float16(by_hand, largest: float, kept: str, tmp_path: Path) -> None:
     nodes = [make_node("MatMul", ["x", "linear.weight"], ["y"], "linear")]
     made = by_hand(nodes, {"linear.weight": np.eye(WIDTH)}, [WIDTH, WIDTH])
     x = np.full((WIDTH, WIDTH), -largest, np.float32)

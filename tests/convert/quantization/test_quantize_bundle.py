@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import sonic
-from sonic.bundle import PACKAGED_BUNDLES, open_bundle
+from sonic.bundle.manifest import SUBMODEL_NAMES
+from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.errors import InputError, OutputError
-from sonic.manifest import SUBMODEL_NAMES
-from sonic.verification import verify_bundle
+from sonic.verification.verify import verify_bundle
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.examples import Example
 from sonic_calibration.recordings import RecordingOptions, Recordings

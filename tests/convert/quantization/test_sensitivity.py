@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.bundle import Bundle
+from sonic.bundle.store import Bundle
+from sonic.diffusion.guidance import guide
 from sonic.errors import InputError
-from sonic.sampler import guide
 from sonic_calibration.calibration import Calibration
 from sonic_calibration.layers import find_layers
 from sonic_calibration.recordings import Recordings
@@ -147,9 +147,7 @@ def test_what_cannot_be_measured_is_named(
     bundle: Bundle, recordings: Recordings, calibration: Calibration, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="unit is 'tensor'.*layer, block"):
-        measure_sensitivity(
-            bundle, "vae_decoder", recordings, calibration, plan_of("int8"), unit="tensor"
-        )
+        measure_sensitivity(bundle, "vae_decoder", recordings, calibration, plan_of("int8"), unit="tensor")
     with pytest.raises(InputError, match="no call of 'unet'"):
         empty = replace(recordings, folder=tmp_path)
         measure_sensitivity(bundle, "unet", empty, calibration, plan_of("int8"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.helper import make_node
 
-from sonic.bundle import Bundle
+from sonic.bundle.store import Bundle
 from sonic_calibration.layers import find_layers
 from sonic_calibration.observers import choose_range
 from sonic_calibration.recordings import Recordings

@@ -1,0 +1,169 @@
+"""A checkpoint folder as Sonic's users have it on disk: where its files are and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonic.bundle.constants import Constants
+from sonic_convert.checkpoint.config import (
+    override_constants,
+    own_text,
+    read_configs,
+    read_constants,
+    read_json,
+)
+from sonic_convert.checkpoint.layout import CONFIGS, OWN_CONFIG, WEIGHTS, Variant, check_files, find_weights
+from sonic_convert.checkpoint.tensor_files import load_strict, read_tensors
+
+__all__ = ["COMPONENTS", "DEFAULT_LICENSE", "Checkpoint", "load_strict"]
+
+COMPONENTS = (
+    "audio_encoder",
+    "audio2token",
+    "audio2bucket",
+    "image_encoder",
+    "vae",
+    "unet",
+    "frame_interpolator",
+    "face_detector",
+)
+EMBEDDED = Path(__file__).parents[1] / "assets"
+"""Checkpoints that this package brings along, by name: sonic-tiny."""
+
+DEFAULT_LICENSE = (
+    "Sonic's weights are licensed CC BY-NC-SA 4.0 (non-commercial use only), Stable Video "
+    "Diffusion XT's under Stability AI's community license (non-commercial without registration), "
+    "and Whisper's, RIFE's and the face detector's under their authors' licenses (MIT, MIT and "
+    "GPL-3.0); what is converted from them stays under all of these."
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; make one with :meth:`open`.
+
+    Attributes:
+        path: the folder that holds `Sonic/`, `stable-video-diffusion-img2vid-xt/` and so on.
+        unet_config, vae_config, image_encoder_config, scheduler_config, audio_encoder_config: the
+            parsed configuration files; the first two always have `norm_num_groups`, 32 unless the
+            file says otherwise.
+        constants: the runtime's numbers: its defaults, what the configurations above say, and the
+            overrides of `Sonic/config.json`.
+        license, name: what `Sonic/config.json` says, or the official weights' license and "sonic".
+    """
+
+    path: Path
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    image_encoder_config: dict[str, Any]
+    scheduler_config: dict[str, Any]
+    audio_encoder_config: dict[str, Any]
+    constants: Constants
+    license: str
+    name: str
+    _files: dict[str, list[Path]] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path, variant: Variant = "auto") -> Checkpoint:
+        """Check that every file is there and read the configurations; no weights are read yet.
+
+        Args:
+            path: the checkpoint folder, or the name of one that this package brings along.
+            variant: "fp16" and "fp32" take only the VAE and image encoder files with and without
+                `.fp16` in their name; "auto" prefers those with, as upstream does.
+
+        Raises:
+            InputError: a file is missing, or a configuration is not usable; it is named.
+        """
+        path = find_checkpoint(path)
+        check_files(path)
+        files = {
+            "audio2token": [path / "Sonic/audio2token.pth"],
+            "audio2bucket": [path / "Sonic/audio2bucket.pth"],
+            "unet": [path / CONFIGS["unet"], path / "Sonic/unet.pth"],
+            "frame_interpolator": [path / "RIFE/flownet.pkl"],
+            "face_detector": [path / "yoloface_v5m.pt"],
+            "constants": [path / CONFIGS["scheduler"]],
+        }
+        for component in WEIGHTS:
+            files[component] = [path / CONFIGS[component], find_weights(path, component, variant)]
+        own_path = path / OWN_CONFIG
+        own: dict[str, Any] = {}
+        if own_path.is_file():
+            own = read_json(own_path)
+            files["constants"].append(own_path)
+        configs = read_configs(path)
+        constants = override_constants(read_constants(configs, path), own, own_path)
+        return cls(
+            path=path,
+            unet_config=configs["unet"],
+            vae_config=configs["vae"],
+            image_encoder_config=configs["image_encoder"],
+            scheduler_config=configs["scheduler"],
+            audio_encoder_config=configs["audio_encoder"],
+            constants=constants,
+            license=own_text(own, "license", DEFAULT_LICENSE, own_path),
+            name=own_text(own, "name", "sonic", own_path),
+            _files=files,
+        )
+
+    def files(self, component: str) -> list[Path]:
+        """The files that `component` (one of `COMPONENTS`, or "constants") is read from."""
+        return list(self._files[component])
+
+    def weights_file(self, component: str) -> Path:
+        """The file with the tensors of `component`, one of `COMPONENTS`."""
+        return self._files[component][-1]
+
+    def state_dict(
+        self, component: str, dtype: torch.dtype | None = torch.float32
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of `component` (all of `COMPONENTS` but the face detector) by name.
+
+        Names are those that the component's module uses: Whisper's and RIFE's prefixes are
+        stripped, and Whisper's decoder is left out. Tensors that already have `dtype` are mapped
+        from the file, not copied.
+
+        Args:
+            component: which submodel.
+            dtype: what floating tensors are converted to; None keeps the file's.
+
+        Raises:
+            InputError: the file is corrupt or does not hold plain tensors.
+        """
+        keep = _NAMES.get(component, lambda name: name)
+        return read_tensors(self.weights_file(component), keep, dtype)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder at `path` or, where there is none, the embedded checkpoint of that name."""
+    path = Path(path)
+    embedded = EMBEDDED / path
+    return embedded if not path.exists() and len(path.parts) == 1 and embedded.is_dir() else path
+
+
+def _encoder_name(name: str) -> str | None:
+    name = name.removeprefix("model.")
+    return name.removeprefix("encoder.") if name.startswith("encoder.") else None
+
+
+def _flow_name(name: str) -> str | None:
+    # Upstream takes only the names with this prefix, which a data-parallel training run leaves.
+    return name.removeprefix("module.") if name.startswith("module.") else None
+
+
+def _image_name(name: str) -> str | None:
+    # A buffer that transformers stored before 4.31; it is 0, 1, 2, ...
+    return None if name.endswith("embeddings.position_ids") else name
+
+
+_NAMES: dict[str, Callable[[str], str | None]] = {
+    "audio_encoder": _encoder_name,
+    "frame_interpolator": _flow_name,
+    "image_encoder": _image_name,
+}

@@ -1,0 +1,196 @@
+"""The ``sonic-convert`` command: thin wrappers around :mod:`sonic_convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+import sonic_convert
+from sonic.cli.errors import user_errors
+from sonic.cli.options import generation_options
+from sonic.diffusion.noise import load_noise
+from sonic.media.video import Video, check_output_path, save_video
+from sonic.options import GenerationOptions
+from sonic.progress import ConsoleProgress
+from sonic.storage.dump import DumpWriter
+from sonic_convert.cli.convert import COMMANDS, PATH, VARIANT
+from sonic_convert.cli.target import COMMANDS as TARGET_COMMANDS
+
+ASSETS = Path(sonic_convert.__file__).with_name("assets")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sonic_convert.__version__, package_name="sonic-convert")
+def main() -> None:
+    """From a Sonic checkpoint in PyTorch to a bundle that runs without it."""
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@click.option("--size", type=click.Choice(["small", "published"]), default="small", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
+    """Write a checkpoint of random weights in the official layout."""
+    with user_errors():
+        from sonic_convert.synth.synthesize import synthesize
+
+        with ConsoleProgress().stage(f"writing {out}", 1) as advance:
+            synthesize(out, size, seed, dtype, overwrite)
+            advance()
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@generation_options
+@VARIANT
+def reference(
+    checkpoint: Path,
+    image: Path,
+    audio: Path,
+    output: Path,
+    noise: Path | None,
+    dump: Path | None,
+    threads: int | None,
+    variant: str,
+    **options: Any,
+) -> None:
+    """Generate a video with PyTorch, as published."""
+    with user_errors():
+        import torch
+
+        from sonic_convert.checkpoint.checkpoint import Checkpoint
+        from sonic_convert.parity.reference import TorchReference
+
+        check_output_path(output)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        opened = Checkpoint.open(checkpoint, variant)  # type: ignore[arg-type]
+        initial = None if noise is None else load_noise(noise)
+        result = TorchReference(opened).generate(
+            image, audio, _generation(options), initial, ConsoleProgress()
+        )
+        if dump is not None:
+            with DumpWriter(dump) as writer:
+                writer.write("audio_tokens", result.audio_tokens)
+                writer.write("uncond_tokens", result.unconditional_tokens)
+                writer.write("buckets", result.buckets)
+                writer.write("latents", result.latents)
+                writer.write("frames", result.frames)
+        rate = opened.constants.video.frame_rate_hz
+        save_video(Video(result.interpolated, rate, result.sound), output)
+        click.echo(f"{output}: {len(result.interpolated)} frames")
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@click.argument("bundle", type=PATH)
+@click.option("--image", type=PATH, default=ASSETS / "portrait.png", help="Portrait [the demo's].")
+@click.option("--audio", type=PATH, default=ASSETS / "speech.wav", help="Speech [the demo's].")
+@click.option("--duration", type=float, help="Seconds of the recording to use [all].")
+@click.option("--resolution", type=int, help="Short side in pixels [the bundle's].")
+@click.option("--steps", type=int, help="Denoising steps [the bundle's].")
+@click.option("--seed", type=int, help="Seed of the noise [the bundle's].")
+@click.option("--dynamic-scale", type=float, default=1.0, show_default=True)
+@click.option("--motion-scale", type=float, default=1.0, show_default=True)
+@click.option("--expand-ratio", type=float, help="Crop to the expanded face box [no crop].")
+@click.option("--noise", type=PATH, help="Initial noise, .npy float32 (frames, 4, H/8, W/8).")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+@click.option("--picture", type=PATH, help="Write the worst frame, side by side, to this PNG.")
+@click.option("--record/--no-record", default=True, show_default=True,
+              help="Note the result in the bundle's manifest.")  # fmt: skip
+@VARIANT
+def parity(
+    checkpoint: Path,
+    bundle: Path,
+    image: Path,
+    audio: Path,
+    noise: Path | None,
+    report_path: Path | None,
+    picture: Path | None,
+    record: bool,
+    variant: str,
+    **options: Any,
+) -> None:
+    """Compare BUNDLE with PyTorch running CHECKPOINT; exits with 1 beyond the tolerances."""
+    with user_errors():
+        from sonic.bundle.store import find_bundle
+        from sonic_convert.parity import parity as stage
+
+        directory = find_bundle(bundle)
+        report = stage.measure_parity(
+            checkpoint, directory, image, audio, _generation(options), noise,
+            ConsoleProgress(), picture, variant,
+        )  # fmt: skip
+        stage.print_report(report, Console())
+        if report_path is not None:
+            stage.write_report(report, report_path)
+        if record:
+            stage.record(directory, report)
+    if not report.passed:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("video", type=PATH)
+@click.option("--bundle", help="A bundle's name or path, whose face detector finds the face.")
+@click.option("--face-box", help="x1,y1,x2,y2 of the face in pixels, in place of a bundle.")
+@click.option("--portrait", type=PATH, help="The picture that the face is held against.")
+@click.option("--reference", type=PATH, help="Another video of the same size and length, to compare with.")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+@click.option("--sheet", type=PATH, help="Write a contact sheet to this PNG.")
+def quality(
+    video: Path,
+    bundle: str | None,
+    face_box: str | None,
+    portrait: Path | None,
+    reference: Path | None,
+    report_path: Path | None,
+    sheet: Path | None,
+) -> None:
+    """Measure the quality of VIDEO: lip sync, likeness, sharpness, flicker."""
+    with user_errors():
+        from sonic_calibration import video_face
+        from sonic_calibration.contact_sheet import write_contact_sheet
+        from sonic_calibration.quality_report import judge, quality_table, write_quality
+        from sonic_calibration.video_file import read_video
+
+        box = video_face.parse_box(face_box, bundle)
+        progress = ConsoleProgress()
+        opened = read_video(video)
+        if box is None:
+            assert bundle is not None
+            box = video_face.find_face(opened, bundle, str(video))
+        _, height, width, _ = opened.shape
+        picture = None if portrait is None else video_face.portrait_of_size(portrait, width, height)
+        other = None if reference is None else read_video(reference)
+        report = judge(opened, box, picture, other, progress=progress)
+        Console().print(quality_table(report, f"quality of {video.name}"))
+        if report_path is not None:
+            write_quality(report_path, report)
+        if sheet is not None:
+            write_contact_sheet(sheet, opened, box, title=video.name)
+
+
+def _generation(options: dict[str, Any]) -> GenerationOptions:
+    return GenerationOptions(
+        duration_seconds=options["duration"],
+        resolution_pixels=options["resolution"],
+        steps=options["steps"],
+        seed=options["seed"],
+        dynamic_scale=options["dynamic_scale"],
+        motion_scale=options["motion_scale"],
+        expand_ratio=options["expand_ratio"],
+    )
+
+
+for command in (*COMMANDS, *TARGET_COMMANDS):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

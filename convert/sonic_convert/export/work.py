@@ -1,0 +1,101 @@
+"""Counts what a submodel computes, and measures what it holds, as functions of its sizes.
+
+The counts go into the bundle's manifest, so that ``sonic estimate`` can tell what a clip costs
+without running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sonic.bundle.work import Terms, term_value
+from sonic_convert.export.call_memory import measure_calls
+from sonic_convert.export.submodels import Dimensions, Sizes, Submodel
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int],
+                    *_: Any, **__: Any) -> int:  # fmt: skip
+    """Of shapes (batch, heads, positions, width): queries times keys, then scores times values."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def count_flop(submodel: Submodel, module: nn.Module, dimensions: Dimensions) -> dict[str, Terms]:
+    """Floating-point operations of one call by kind, exact for every size.
+
+    The module runs once for each of the table's `work_sizes`, under PyTorch's counter (convolutions,
+    matrix products and attention; normalisations and activations are below a hundredth of these).
+    """
+    counts: list[dict[str, float]] = []
+    for sizes in submodel.work_sizes:
+        counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION: _attention_flop})
+        with torch.inference_mode(), counter:
+            module(*submodel.example(dimensions, sizes).values())
+        found: dict[str, float] = {}
+        for operator, flop in counter.get_flop_counts()["Global"].items():
+            name = str(operator)
+            kind = next((kind for kind in ("attention", "convolution") if kind in name), "linear")
+            found[kind] = found.get(kind, 0.0) + flop
+        counts.append(found)
+    kinds = sorted({kind for found in counts for kind in found})
+    return {
+        kind: fit(submodel.work_terms, submodel.work_sizes, [c.get(kind, 0.0) for c in counts])
+        for kind in kinds
+    }
+
+
+def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -> dict[str, float]:
+    """Coefficients, none negative, with which the terms give the values (least relative squares)."""
+    scale = 1 / np.maximum(np.asarray(values, float), 1.0)
+    rows = np.array([[term_value(term, axes) for term in terms] for axes in sizes], float)
+    columns = rows.max(axis=0)  # of one size, or the solver loses the small ones
+    solved, _ = nnls(rows / columns * scale[:, None], np.asarray(values, float) * scale)
+    return {
+        term: float(share / column)
+        for term, share, column in zip(terms, solved, columns, strict=True)
+        if share > 1e-9 * max(values)
+    }
+
+
+class Named(Protocol):
+    """An input as the table or a manifest describes it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> tuple[int, dict[str, float]]:
+    """Bytes that the loaded graph holds, and those of one call beside it, measured in a process apart.
+
+    Where the system does not let a process measure itself (no Linux, or a container that forbids it),
+    the weights' size stands for the first, and the second is unknown, an empty polynomial.
+
+    Raises:
+        SonicError: the process failed.
+    """
+    shapes = [
+        {
+            tensor.name: [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            for tensor in inputs
+        }
+        for sizes in submodel.memory_sizes
+    ]
+    memory = measure_calls(graph, shapes)
+    if memory is None:
+        return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")), {}
+    values = [max(peak - memory.loaded_bytes, 0) for peak in memory.call_bytes]
+    terms = tuple(dict.fromkeys((submodel.work_terms[0], "1")))
+    return memory.loaded_bytes - memory.start_bytes, fit(terms, submodel.memory_sizes, values)

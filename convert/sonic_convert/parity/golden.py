@@ -1,0 +1,327 @@
+"""Golden vectors: what PyTorch computes for one short clip, kept in the bundle for ``sonic verify``.
+
+When a checkpoint is converted, the finished graphs generate a clip of a third of a second from the drawn
+portrait and the recording that this package brings along, small (two of the portrait's size multiples: 128
+pixels) and in few steps. Of every submodel the call in the middle is kept, and PyTorch, running the
+published forward, says what should have come out; then PyTorch generates the whole clip from the same noise.
+A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's face is
+given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one lies.
+
+How far a bundle may be from PyTorch:
+
+- Full precision: relative L2 of twice the table's tolerance (`CPU_MARGIN`). Where the bundle is made it has
+  to keep the table's 1e-4; usual are 1e-6, and processors with other vector widths, which sum in another
+  order, differ among each other by as much. The clip needs the 50 dB of the parity report.
+- Submodels of another precision: half as much again as was measured when they were made (`ROUNDING_MARGIN`),
+  and the full precision's tolerance on top. Rounding costs nearly the same everywhere, but where the last
+  bits differ, a value in the middle between two integers or halves falls on the other side. The clip may
+  lose 3 dB, which is as much as that, and needs no more than 50 dB.
+
+Submodels that a bundle of another precision shares with the one it was made from keep their tolerance, and
+the golden files are the same in all precisions: PyTorch's float32 is the measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import wave
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from sonic.bundle.constants import Constants
+from sonic.bundle.manifest import GoldenClip, GoldenSubmodel, Manifest, VerificationInfo
+from sonic.bundle.store import Bundle, file_info, sha256_of
+from sonic.diffusion.noise import draw_noise
+from sonic.engines.base import Call
+from sonic.engines.registry import make_engine
+from sonic.errors import InputError
+from sonic.generation import ClipRequest
+from sonic.media.face import Face, detect_faces
+from sonic.media.portrait import frame_portrait, load_portrait
+from sonic.model import SonicModel
+from sonic.options import GenerationOptions
+from sonic.progress import Progress
+from sonic.verification.compare import compare
+from sonic.verification.golden import ExpectedClip, ExpectedOutput, GoldenVectors
+from sonic.verification.verify import generate_clip, measure_clip, measure_submodel, verification_info
+from sonic_calibration.recorder import Recorder
+from sonic_convert.checkpoint.checkpoint import Checkpoint
+from sonic_convert.export import stages
+from sonic_convert.export.submodels import SUBMODELS, measure
+from sonic_convert.parity.parity import MINIMUM_PSNR_DB, published_output
+from sonic_convert.parity.reference import TorchReference
+
+FOLDER = "golden"
+GOLDEN_VERSION = 1  # raise it when this module changes what it writes
+FRAMES = 4  # generated ones
+STEPS = 3  # the noise levels of two would be the largest and the smallest, and the UNet's work lies between
+CPU_MARGIN = 2.0
+ROUNDING_MARGIN = 1.5
+PSNR_MARGIN_DB = 3.0
+_ASSETS = Path(__file__).parents[1] / "assets"
+_PORTRAIT, _SPEECH = _ASSETS / "portrait.png", _ASSETS / "speech.wav"
+_FACE_BOX = (169.0, 146.0, 471.0, 490.0)  # where `demo_portrait.face_box` says that the portrait has it
+_ALL_CALLS = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class _Clip:
+    """The clip, for both the bundle and PyTorch.
+
+    Attributes:
+        portrait, speech: its files.
+        options: resolved.
+        face_mask: (1, 1, H, W) float32.
+        noise: (generated frames, 4, h, w) float32.
+    """
+
+    portrait: Path
+    speech: Path
+    options: GenerationOptions
+    face_mask: np.ndarray
+    noise: np.ndarray
+
+
+def make_golden(
+    checkpoint: Checkpoint, bundle: Bundle, folder: Path, key: Sequence[str], progress: Progress
+) -> VerificationInfo:
+    """The stage of a conversion that makes the golden files, in `folder` under their paths in the bundle.
+
+    The bundle's graphs and PyTorch's networks are in memory one after another.
+
+    Args:
+        checkpoint: what the bundle was made from.
+        bundle: the full-precision graphs.
+        folder: the stage's.
+        key: digests of everything that the graphs were made from.
+        progress: shows what runs.
+
+    Raises:
+        InputError: a submodel or the clip is not what PyTorch makes, or there is too little memory.
+    """
+
+    def produce(target: Path) -> dict[str, Any]:
+        (target / FOLDER).mkdir()
+        clip = _prepare_clip(checkpoint.constants, target / FOLDER)
+        frames, calls = _record(bundle, clip, checkpoint, progress)
+        submodels = _SubmodelFiles(calls, clip.face_mask, target)
+        reference = TorchReference(checkpoint, submodels.write)
+        result = reference.generate(
+            clip.portrait, clip.speech, clip.options, clip.noise, progress, _known_face
+        )
+        for submodel in SUBMODELS:
+            if submodel.name not in submodels.written:  # the face detector: the clip's face is known
+                with reference.network(submodel.name):
+                    pass
+        psnr = measure_clip(bundle, frames, result.interpolated)
+        if not psnr >= MINIMUM_PSNR_DB:
+            raise InputError(
+                f"a clip of the exported submodels differs from PyTorch's (PSNR {psnr:.1f} dB, at least "
+                f"{MINIMUM_PSNR_DB:g} are expected); report this with the checkpoint's config.json files"
+            )
+        expected = target / FOLDER / "clip.npz"
+        ExpectedClip(clip.noise, result.interpolated).save(expected)
+        assert clip.options.resolution_pixels is not None and clip.options.steps is not None
+        golden_clip = GoldenClip(
+            portrait=file_info(clip.portrait, target),
+            speech=file_info(clip.speech, target),
+            expected=file_info(expected, target),
+            face_box=_FACE_BOX,
+            resolution_pixels=clip.options.resolution_pixels,
+            steps=clip.options.steps,
+            psnr_db=_rounded(psnr),
+            minimum_psnr_db=MINIMUM_PSNR_DB,
+        )
+        return VerificationInfo(submodels.written, golden_clip).to_json()
+
+    settings = [str(value) for value in (GOLDEN_VERSION, FRAMES, STEPS, _FACE_BOX, CPU_MARGIN)]
+    tolerances = json.dumps({submodel.name: submodel.tolerance for submodel in SUBMODELS})
+    read = [
+        *key, json.dumps(asdict(checkpoint.constants)), sha256_of(_PORTRAIT), sha256_of(_SPEECH),
+        *settings, tolerances, torch.__version__, onnxruntime.__version__,
+    ]  # fmt: skip
+    return VerificationInfo.from_json(stages.run_stage(folder, read, produce).facts)
+
+
+def measure_reduced(bundle: Bundle, source: Manifest, folder: Path, progress: Progress) -> VerificationInfo:
+    """What a bundle of another precision is to be verified with; a stage of its making.
+
+    Args:
+        bundle: the new graphs, with the source's golden files.
+        source: the full-precision bundle's manifest.
+        folder: the stage's.
+        progress: shows what runs.
+
+    Returns:
+        The source's golden files with this bundle's tolerances.
+
+    Raises:
+        InputError: a submodel returns values that are not finite, or there is too little memory.
+        BundleError: the UNet does so in the clip.
+    """
+    info = verification_info(bundle)
+    submodels = bundle.manifest.submodels
+    changed = [name for name in info.submodels if submodels[name].files != source.submodels[name].files]
+    if not changed:
+        return info
+
+    def produce(target: Path) -> dict[str, Any]:
+        model = _model(bundle)
+        distances = {}
+        with progress.stage("golden vectors", len(changed)) as advance:
+            for name in changed:
+                vectors = GoldenVectors.load(bundle.directory / info.submodels[name].file.path)
+                _, distances[name] = measure_submodel(model.engine, name, vectors)
+                if not math.isfinite(distances[name]):
+                    raise InputError(
+                        f"'{name}' returns values that are not finite in the precision "
+                        f"{submodels[name].precision}; choose another for it"
+                    )
+                advance()
+        expected = ExpectedClip.load(bundle.directory / info.clip.expected.path)
+        frames = generate_clip(model, info.clip, expected.noise, progress)
+        return {"relative_l2": distances, "psnr_db": measure_clip(bundle, frames, expected.frames)}
+
+    read = [f"{file.path} {file.sha256}" for file in bundle.manifest.files]
+    digest = hashlib.sha256("\n".join(read).encode()).hexdigest()
+    facts = stages.run_stage(
+        folder, [digest, *changed, str(GOLDEN_VERSION), onnxruntime.__version__], produce
+    ).facts
+    reduced = {
+        name: _reduced(golden, facts["relative_l2"][name]) if name in changed else golden
+        for name, golden in info.submodels.items()
+    }
+    psnr = facts["psnr_db"]
+    minimum = min(info.clip.minimum_psnr_db, _rounded(psnr - PSNR_MARGIN_DB))
+    return VerificationInfo(reduced, replace(info.clip, psnr_db=_rounded(psnr), minimum_psnr_db=minimum))
+
+
+def _reduced(golden: GoldenSubmodel, relative_l2: float) -> GoldenSubmodel:
+    tolerance = ROUNDING_MARGIN * relative_l2 + golden.tolerance
+    return replace(golden, relative_l2=_rounded(relative_l2), tolerance=_rounded(tolerance))
+
+
+def _prepare_clip(constants: Constants, folder: Path) -> _Clip:
+    """Put the clip's inputs into the folder."""
+    path, speech = folder / "portrait.png", folder / "speech.wav"
+    shutil.copyfile(_PORTRAIT, path)
+    _write_speech(speech, constants)
+    portrait, video = constants.portrait, constants.video
+    size = min(portrait.default_resolution_pixels, 2 * portrait.size_multiple_pixels)
+    options = GenerationOptions(resolution_pixels=size, steps=STEPS).resolved(constants)
+    prepared = frame_portrait(load_portrait(path), path.name, _known_face, options, portrait)
+    height, width = (side // video.latent_stride_pixels for side in (prepared.height, prepared.width))
+    noise = draw_noise(constants.sampler.seed, FRAMES, video.latent_channels, height, width)
+    return _Clip(path, speech, options, prepared.face_mask, noise)
+
+
+def _write_speech(path: Path, constants: Constants) -> None:
+    """The beginning of the recording, as long as the clip's frames."""
+    with wave.open(str(_SPEECH)) as file:
+        seconds = FRAMES * constants.audio.samples_per_frame / constants.audio.sample_rate_hz
+        parameters = file.getparams()
+        samples = file.readframes(math.ceil(seconds * parameters.framerate))
+    with wave.open(str(path), "wb") as file:
+        file.setparams(parameters)
+        file.writeframes(samples)
+
+
+def _known_face(picture: object) -> list[Face]:
+    return [Face.at(_FACE_BOX)]
+
+
+def _model(bundle: Bundle) -> SonicModel:
+    return SonicModel(make_engine(bundle))
+
+
+def _record(
+    bundle: Bundle, clip: _Clip, checkpoint: Checkpoint, progress: Progress
+) -> tuple[np.ndarray, Mapping[str, list[Call]]]:
+    """The clip's frames as the bundle generates them, uint8 (frames, H, W, 3), and every call."""
+    model, recorder = _model(bundle), Recorder(_ALL_CALLS)
+    engine = model.engine
+    engine.observer = recorder
+    with engine.open("face_detector") as detector:
+        detect_faces(np.asarray(load_portrait(clip.portrait)), detector.run, model.constants.face)
+    request = ClipRequest(clip.portrait, clip.speech, clip.options, clip.noise, face_box=_FACE_BOX)
+    frames = np.asarray(model.generate_request(request, progress, recorder))
+    for submodel in SUBMODELS:
+        if submodel.name not in recorder.calls:  # where the constants say that nothing is interpolated
+            example = submodel.example(measure(checkpoint), submodel.sizes[0])
+            with engine.open(submodel.name) as session:
+                session.run({name: tensor.numpy() for name, tensor in example.items()})
+    return frames, recorder.calls
+
+
+class _SubmodelFiles:
+    """Writes a submodel's golden vectors when PyTorch has its network in memory anyway.
+
+    Args:
+        calls: the bundle's, by submodel.
+        face_mask: (1, 1, H, W) float32.
+        target: where the file goes, under its path in the bundle.
+
+    Attributes:
+        written: what the manifest is to say, by submodel.
+    """
+
+    def __init__(self, calls: Mapping[str, Sequence[Call]], face_mask: np.ndarray, target: Path) -> None:
+        self._calls, self._face_mask, self._target = calls, torch.from_numpy(face_mask), target
+        self.written: dict[str, GoldenSubmodel] = {}
+
+    @torch.inference_mode()
+    def write(self, name: str, module: nn.Module) -> None:
+        """Write the file unless it is; `module` has the published forward.
+
+        Raises:
+            InputError: PyTorch's output is not that of the bundle.
+        """
+        if name in self.written:
+            return
+        submodel = next(submodel for submodel in SUBMODELS if submodel.name == name)
+        calls = self._calls[name]
+        call = calls[len(calls) // 2]
+        expected = published_output(module, call.inputs, self._face_mask)
+        ((output, found),) = call.outputs.items()
+        distance = compare(found, expected).relative_l2
+        if not distance <= submodel.tolerance:
+            raise InputError(
+                f"the exported '{name}' differs from PyTorch by {distance:.2e} (relative L2) in a real clip, "
+                f"more than {submodel.tolerance:g}; report this with the checkpoint's config.json files"
+            )
+        path = self._target / FOLDER / f"{name}.npz"
+        GoldenVectors(dict(call.inputs), {output: ExpectedOutput.of(expected)}).save(path)
+        self.written[name] = GoldenSubmodel(
+            file=file_info(path, self._target),
+            call_shapes=_distinct_shapes(calls),
+            relative_l2=_rounded(distance),
+            tolerance=CPU_MARGIN * submodel.tolerance,
+        )
+
+
+def _distinct_shapes(calls: Sequence[Call]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The shapes of the inputs in all calls, each set once, in the order of their first use."""
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    for call in calls:
+        found = {name: array.shape for name, array in call.inputs.items()}
+        if found not in shapes:
+            shapes.append(found)
+    return tuple(shapes)
+
+
+def _rounded(value: float) -> float:
+    """Three digits: the others change from one run to the next."""
+    return float(f"{value:.3g}")
+
+
+__all__ = ["FOLDER", "make_golden", "measure_reduced"]

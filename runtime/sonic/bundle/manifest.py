@@ -1,0 +1,317 @@
+"""A bundle's ``manifest.json`` as frozen dataclasses.
+
+manifest = read_manifest(Path("bundles/sonic-base"))
+manifest.submodels["unet"].inputs[0].shape     # ("batch", "frames", 8, "height", "width")
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sonic.bundle.constants import Constants
+from sonic.bundle.work import Work
+from sonic.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SUBMODEL_NAMES = (
+    "audio_encoder",
+    "audio2token",
+    "audio2bucket",
+    "image_encoder",
+    "vae_encoder",
+    "vae_decoder",
+    "unet",
+    "frame_interpolator",
+    "face_detector",
+)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file, its path relative to the bundle (or, for a source, to the checkpoint)."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output; a dynamic axis has a name in place of a size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class SubmodelInfo:
+    """One network: its files (the first is the graph), interface, precision, ONNX opset and work.
+
+    `work` is None in bundles of a version that did not count it.
+    """
+
+    name: str
+    precision: str
+    opset: int
+    files: tuple[FileInfo, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    work: Work | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class GoldenSubmodel:
+    """PyTorch's outputs for inputs that a submodel saw while the golden clip was generated.
+
+    Attributes:
+        file: the inputs and outputs; :class:`sonic.verification.golden.GoldenVectors`.
+        call_shapes: the shapes of its inputs in the clip's calls, each set once: what an engine that is
+            compiled for fixed shapes has to be compiled for.
+        relative_l2: how far this bundle's outputs were from PyTorch's when it was made.
+        tolerance: how far they may be (relative L2).
+    """
+
+    file: FileInfo
+    call_shapes: tuple[dict[str, tuple[int, ...]], ...]
+    relative_l2: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """A short clip as PyTorch generates it.
+
+    Attributes:
+        portrait, speech: its inputs.
+        expected: the initial noise and the frames; :class:`sonic.verification.golden.ExpectedClip`.
+        face_box: x1, y1, x2, y2 of the face in the portrait's pixels; no detector is asked.
+        resolution_pixels, steps: its options.
+        psnr_db: of this bundle's frames against PyTorch's when it was made.
+        minimum_psnr_db: what it has to be.
+    """
+
+    portrait: FileInfo
+    speech: FileInfo
+    expected: FileInfo
+    face_box: tuple[float, float, float, float]
+    resolution_pixels: int
+    steps: int
+    psnr_db: float
+    minimum_psnr_db: float
+
+
+@dataclass(frozen=True)
+class VerificationInfo:
+    """What a bundle brings along to be held against PyTorch without PyTorch; `sonic.verification.verify`."""
+
+    submodels: dict[str, GoldenSubmodel]
+    clip: GoldenClip
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """The golden files."""
+        clip = self.clip
+        vectors = (submodel.file for submodel in self.submodels.values())
+        return (*vectors, clip.portrait, clip.speech, clip.expected)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``manifest.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> VerificationInfo:
+        """Read the dictionary written by :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: an entry is missing or malformed.
+        """
+        return cls(
+            {name: _golden_submodel(values["submodels"][name]) for name in SUBMODEL_NAMES},
+            _golden_clip(values["clip"]),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime knows about a bundle.
+
+    `quantization` says how a bundle of another precision than fp32 was made; it is empty in others.
+    `verification` is None in bundles of a version that kept no golden vectors. `target` says which
+    processors a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux must
+    list for them; it is empty in others.
+    """
+
+    name: str
+    engine: str
+    license: str
+    producer: dict[str, str]
+    sources: tuple[FileInfo, ...]
+    submodels: dict[str, SubmodelInfo]
+    assets: dict[str, FileInfo]
+    constants: Constants
+    parity: dict[str, Any]
+    quantization: dict[str, Any] = field(default_factory=dict)
+    verification: VerificationInfo | None = None
+    target: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """Every file of the bundle except the manifest itself."""
+        graphs = (file for submodel in self.submodels.values() for file in submodel.files)
+        golden = self.verification.files if self.verification else ()
+        return (*graphs, *self.assets.values(), *golden)
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary that ``manifest.json`` holds."""
+        submodels = [asdict(s) | {"bytes": s.bytes} for s in self.submodels.values()]
+        return {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "engine": self.engine,
+            "license": self.license,
+            "producer": self.producer,
+            "sources": [asdict(source) for source in self.sources],
+            "submodels": submodels,
+            "assets": {name: asdict(file) for name, file in self.assets.items()},
+            "constants": self.constants.to_json(),
+            "parity": self.parity,
+            "quantization": self.quantization,
+            **({"verification": self.verification.to_json()} if self.verification else {}),
+            **({"target": self.target} if self.target else {}),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any, source: str) -> Manifest:
+        """Read the dictionary written by :meth:`to_json`; `source` is named in errors.
+
+        Raises:
+            BundleError: another schema version, or a missing or malformed entry.
+        """
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{source}: schema version is {version!r}, but this runtime reads {SCHEMA_VERSION}; "
+                "convert the checkpoint again, or install the runtime that made the bundle"
+            )
+        try:
+            submodels = {item["name"]: _submodel(item) for item in values["submodels"]}
+            manifest = cls(
+                name=str(values["name"]),
+                engine=str(values["engine"]),
+                license=str(values["license"]),
+                producer=dict(values["producer"]),
+                sources=tuple(_file(item) for item in values["sources"]),
+                submodels=submodels,
+                assets={name: _file(item) for name, item in values["assets"].items()},
+                constants=Constants.from_json(values["constants"], source),
+                parity=dict(values["parity"]),
+                quantization=dict(values.get("quantization", {})),
+                verification=_verification(values.get("verification")),
+                target=dict(values.get("target", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"{source}: the entry {error} is missing or malformed; convert the checkpoint again"
+            ) from error
+        missing = [name for name in SUBMODEL_NAMES if name not in submodels]
+        if missing:
+            raise BundleError(
+                f"{source}: submodels {missing} are missing; convert the whole checkpoint again"
+            )
+        return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read ``manifest.json`` of a bundle directory.
+
+    Raises:
+        BundleError: it is missing, not JSON, or does not describe a bundle.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(
+            f"{directory} holds no {MANIFEST_NAME}, so it is no bundle; make one with "
+            "'sonic-convert convert CHECKPOINT BUNDLE'"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy or convert the bundle again") from error
+    return Manifest.from_json(values, str(path))
+
+
+def _file(item: dict[str, Any]) -> FileInfo:
+    path = str(item["path"])
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise TypeError(f"path {path!r}")
+    return FileInfo(path, int(item["bytes"]), str(item["sha256"]))
+
+
+def _tensor(item: dict[str, Any]) -> TensorInfo:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in item["shape"])
+    return TensorInfo(str(item["name"]), str(item["dtype"]), shape)
+
+
+def _submodel(item: dict[str, Any]) -> SubmodelInfo:
+    return SubmodelInfo(
+        name=str(item["name"]),
+        precision=str(item["precision"]),
+        opset=int(item["opset"]),
+        files=tuple(_file(file) for file in item["files"]),
+        inputs=tuple(_tensor(tensor) for tensor in item["inputs"]),
+        outputs=tuple(_tensor(tensor) for tensor in item["outputs"]),
+        work=_work(item.get("work")),
+    )
+
+
+def _work(item: dict[str, Any] | None) -> Work | None:
+    if item is None:
+        return None
+
+    def terms(values: dict[str, Any]) -> dict[str, float]:
+        return {str(term): float(value) for term, value in values.items()}
+
+    return Work(
+        {str(kind): terms(values) for kind, values in item["flop"].items()},
+        terms(item["activation_bytes"]),
+        int(item["weight_bytes"]),
+    )
+
+
+def _verification(item: dict[str, Any] | None) -> VerificationInfo | None:
+    return None if item is None else VerificationInfo.from_json(item)
+
+
+def _golden_submodel(item: dict[str, Any]) -> GoldenSubmodel:
+    shapes = (
+        {str(name): tuple(int(size) for size in shape) for name, shape in call.items()}
+        for call in item["call_shapes"]
+    )
+    return GoldenSubmodel(
+        _file(item["file"]), tuple(shapes), float(item["relative_l2"]), float(item["tolerance"])
+    )
+
+
+def _golden_clip(item: dict[str, Any]) -> GoldenClip:
+    x1, y1, x2, y2 = map(float, item["face_box"])
+    return GoldenClip(
+        portrait=_file(item["portrait"]),
+        speech=_file(item["speech"]),
+        expected=_file(item["expected"]),
+        face_box=(x1, y1, x2, y2),
+        resolution_pixels=int(item["resolution_pixels"]),
+        steps=int(item["steps"]),
+        psnr_db=float(item["psnr_db"]),
+        minimum_psnr_db=float(item["minimum_psnr_db"]),
+    )

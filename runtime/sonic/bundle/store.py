@@ -1,0 +1,128 @@
+"""Finding a bundle by name and checking that it is whole.
+
+A bundle is a directory with ``manifest.json``, the submodels' ONNX files and small assets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
+from sonic.errors import BundleError
+
+PACKAGED_BUNDLES = Path(__file__).parents[1] / "bundles"  # what the distribution brings along
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files have been checked."""
+
+    directory: Path
+    manifest: Manifest
+
+    def graph_path(self, submodel: str) -> Path:
+        """The graph file of a submodel."""
+        return self.directory / self.manifest.submodels[submodel].files[0].path
+
+    def asset(self, name: str) -> np.ndarray:
+        """A small array that the bundle carries, such as ``mel_filters`` (frequencies, mel bins)."""
+        if name not in self.manifest.assets:
+            raise BundleError(f"{self.directory} has no asset '{name}'; convert the checkpoint again")
+        return np.load(self.directory / self.manifest.assets[name].path, allow_pickle=False)
+
+
+def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
+    """Read a bundle's manifest and check its files against it.
+
+    Args:
+        directory: the bundle.
+        check_digests: also compare sha256 digests (about a second for every 1 to 2 GB).
+
+    Raises:
+        BundleError: no manifest, or a missing, changed or extra file.
+    """
+    manifest = read_manifest(directory)
+    expected = {file.path: file for file in manifest.files}
+    found = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    again = "copy or convert the bundle again"
+    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+    if missing:
+        raise BundleError(f"{directory}: the file {missing[0]} is missing; {again}")
+    if extra:
+        raise BundleError(f"{directory}: the file {extra[0]} is not in the manifest; remove it, or {again}")
+    for file in manifest.files:
+        path = directory / file.path
+        if path.stat().st_size != file.bytes:
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes, but the manifest says {file.bytes}; {again}"
+            )
+        if check_digests and sha256_of(path) != file.sha256:
+            raise BundleError(f"{path} was changed since the bundle was made; {again}")
+    return Bundle(directory, manifest)
+
+
+def search_path() -> list[Path]:
+    """Where bundles are looked for: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
+    home = os.environ.get("SONIC_HOME")
+    return [
+        *([Path(home)] if home else []),
+        Path("bundles"),
+        _user_data_directory() / "sonic",
+        PACKAGED_BUNDLES,
+    ]
+
+
+def find_bundle(name: str | os.PathLike[str]) -> Path:
+    """The directory of a bundle given by its path or name.
+
+    Raises:
+        BundleError: there is none; the message lists those found and how to make one.
+    """
+    path = Path(name)
+    candidates = [path, *(folder / name for folder in search_path())]
+    for candidate in candidates:
+        if (candidate / MANIFEST_NAME).is_file():
+            return candidate
+    if path.is_dir():
+        read_manifest(path)  # raises: a folder without a manifest
+    found = sorted({str(p.parent) for f in search_path() for p in f.glob(f"*/{MANIFEST_NAME}")})
+    listing = f"bundles found: {', '.join(found)}" if found else "no bundle was found"
+    places = ", ".join(str(folder) for folder in search_path())
+    raise BundleError(
+        f"no bundle '{name}' ({listing}; searched {places}); make one with "
+        f"'sonic-convert convert CHECKPOINT bundles/{path.name or 'NAME'}'"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_info(path: Path, root: Path) -> FileInfo:
+    """Size and digest of a file, its path relative to `root`."""
+    return FileInfo(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
+
+
+def _user_data_directory() -> Path:
+    """The platform's folder for a user's data (XDG, macOS, Windows)."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")

@@ -1,0 +1,111 @@
+"""A manifest as tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sonic.bundle.manifest import Manifest, TensorInfo
+
+
+def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
+    """Print a bundle's submodels, origin and constants."""
+    facts = Table(title=f"bundle {manifest.name}", show_header=False)
+    facts.add_row("directory", str(directory))
+    facts.add_row("engine", manifest.engine)
+    facts.add_row("license of the weights", manifest.license)
+    facts.add_row("made by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items()))
+    facts.add_row("size", _megabytes(sum(file.bytes for file in manifest.files)))
+    facts.add_row("golden vectors", _golden_vectors(manifest, directory))
+    console.print(facts)
+
+    submodels = Table(title="submodels")
+    for column in ("name", "precision", "opset", "size", "inputs", "outputs", "relative L2"):
+        submodels.add_column(
+            column,
+            justify="right" if column in ("opset", "size") else "left",
+            no_wrap=column == "name",
+        )
+    parity = manifest.parity.get("submodels", {})
+    for submodel in manifest.submodels.values():
+        error = parity.get(submodel.name, {}).get("relative_l2")
+        submodels.add_row(
+            submodel.name,
+            submodel.precision,
+            str(submodel.opset),
+            _megabytes(submodel.bytes),
+            "\n".join(map(_signature, submodel.inputs)),
+            "\n".join(map(_signature, submodel.outputs)),
+            "not measured" if error is None else f"{error:.1e}",
+        )
+    console.print(submodels)
+
+    if manifest.quantization:
+        print_quantization(manifest, console)
+
+    constants = Table(title="constants")
+    for column in ("part", "name", "value"):
+        constants.add_column(column, no_wrap=column != "value")
+    for part, values in manifest.constants.to_json().items():
+        for name, value in values.items():
+            constants.add_row(part, name, str(value))
+    console.print(constants)
+
+    sources = Table(title="made from")
+    for column in ("file", "size", "sha256"):
+        sources.add_column(column, overflow="fold")
+    for source in manifest.sources:
+        sources.add_row(source.path, _megabytes(source.bytes), source.sha256[:16])
+    console.print(sources)
+
+    compared = manifest.parity.get("full_precision")
+    if compared:
+        measured = Table(title=f"videos against {compared['reference']}")
+        for name in ("psnr_db", "worst_psnr_db", "lip_sync_change", "largest_lip_sync_change"):
+            value = compared[name]
+            measured.add_row(name, "not measured" if value is None else f"{value:.4g}")
+        console.print(measured)
+
+    video = manifest.parity.get("video")
+    if video:
+        measured = Table(title="parity of a whole video with PyTorch")
+        for name, value in video.items():
+            measured.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(measured)
+
+
+def print_quantization(manifest: Manifest, console: Console) -> None:
+    """Print how a bundle became smaller: the layers of every submodel by precision, and by what."""
+    facts = manifest.quantization
+    table = Table(title=f"precision {facts['plan']} for {facts['profile']}")
+    for column in ("submodel", "layers", "parameters"):
+        table.add_column(column, no_wrap=column == "submodel")
+    for name, done in facts["layers"].items():
+        counts = [
+            ", ".join(f"{count:,} {precision}" for precision, count in done.get(key, {}).items())
+            for key in ("layers", "parameters")
+        ]
+        table.add_row(name, *counts)
+    kept = facts.get("kept_in_float")
+    table.caption = f"calibration {(facts['calibration'] or 'none')[:16]}" + (
+        "" if kept is None else f"; {len(kept)} units left in float32 for the budget"
+    )
+    console.print(table)
+
+
+def _golden_vectors(manifest: Manifest, directory: Path) -> str:
+    info = manifest.verification
+    if info is None:
+        return "none; convert the checkpoint again to have the bundle verified"
+    size = _megabytes(sum(file.bytes for file in info.files))
+    return f"{size}; 'sonic verify {directory}' holds the bundle against PyTorch on this machine"
+
+
+def _signature(tensor: TensorInfo) -> str:
+    return f"{tensor.name} ({', '.join(map(str, tensor.shape))})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,93 @@
+"""What this machine reaches, measured."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sonic.costs.machines import Machine, machine_at_hand
+from sonic.engines.base import Engine
+from sonic.media.video import save_video
+from sonic.plan import ClipSize, submodel_calls
+
+_HEAVY = ("unet", "vae_decoder", "frame_interpolator")
+
+
+def calibrate(engine: Engine, clip: ClipSize, seconds: float = 10.0) -> Machine:
+    """Measure what this machine reaches: the heavy submodels on small inputs, and the encoder.
+
+    Each submodel runs at the clip's resolution where that is likely to fit into its share of the time,
+    and with fewer frames or pixels else.
+
+    Raises:
+        BundleError: as `estimate_clip`.
+    """
+    manifest = engine.bundle.manifest
+    efficiency: dict[str, float] = {}
+    for name in _HEAVY:
+        sizes = [s for n, s, _ in submodel_calls(manifest.constants, clip) if n == name]
+        if sizes:
+            efficiency[name] = _reached(engine, name, sizes[0], seconds / (len(_HEAVY) + 1)) / 1e9
+    efficiency["other"] = min(efficiency.values())
+    return machine_at_hand(1, efficiency, _encoding(clip, seconds / (len(_HEAVY) + 1)))
+
+
+def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float) -> float:
+    """Operations a second of one submodel."""
+    info = engine.bundle.manifest.submodels[name]
+    assert info.work is not None
+    generator = np.random.default_rng(0)
+
+    def feeds(axes: dict[str, int]) -> dict[str, np.ndarray]:
+        named = axes | {f"{axis}_{level}": axes[axis] >> level for axis in ("height", "width")
+                        for level in range(8)}  # fmt: skip
+        return {
+            tensor.name: generator.standard_normal(
+                [named[size] if isinstance(size, str) else size for size in tensor.shape]
+            ).astype(np.float32)
+            for tensor in info.inputs
+        }
+
+    small = sizes | ({"frames": 2, "batch": 1} if "frames" in sizes else {})
+    with engine.open(name) as session:
+
+        def run(values: dict[str, np.ndarray]) -> float:
+            started = time.perf_counter()
+            session.run(values)
+            return time.perf_counter() - started
+
+        work = {key: sum(info.work.flop_of(axes).values()) for key, axes in
+                (("small", small), ("whole", sizes))}  # fmt: skip
+        values = feeds(small)
+        run(values)  # the first call allocates
+        taken = run(values)
+        if taken * work["whole"] / work["small"] > budget_seconds:
+            return work["small"] / taken
+        values = feeds(sizes)
+        run(values)
+        times = [run(values)]
+        while sum(times) + times[-1] < budget_seconds - taken:
+            times.append(run(values))
+        return work["whole"] / float(np.median(times))
+
+
+def _encoding(clip: ClipSize, budget_seconds: float) -> float:
+    """Seconds for a megapixel of video: a picture that moves, at the clip's size."""
+    rows, columns = np.mgrid[0 : clip.height, 0 : clip.width]
+    frames = np.stack(
+        [
+            np.stack([(rows + 2 * shift) % 256, (columns + shift) % 256, (rows + columns) % 256], -1)
+            for shift in range(25)
+        ]
+    ).astype(np.uint8)
+    with tempfile.TemporaryDirectory(prefix="sonic-estimate-") as folder:
+        started = time.perf_counter()
+        done = 0
+        while not done or (time.perf_counter() - started) * (done + 1) / done < budget_seconds:
+            save_video(frames, Path(folder) / "probe.mp4", frame_rate_hz=25)
+            done += 1
+        taken = time.perf_counter() - started
+    return taken / done / (frames.size / 3 / 1e6)

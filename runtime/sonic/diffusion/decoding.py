@@ -1,0 +1,67 @@
+"""From latents to finished frames, a few at a time: decode, interpolate, smooth, quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from sonic.bundle.constants import VideoConstants
+from sonic.engines.base import Session
+from sonic.media.smoothing import TemporalSmoother
+from sonic.storage.spool import ArraySpool
+
+
+def decode(
+    latents: np.ndarray | ArraySpool, vae_decoder: Session, constants: VideoConstants
+) -> Iterator[np.ndarray]:
+    """Decode latents (frames, 4, h, w), chunk by chunk, to frames (3, H, W) float32 in 0..1.
+
+    Frames of one chunk see each other in the temporal decoder, so the chunk length is a constant.
+    """
+    for start in range(0, len(latents), constants.decode_chunk_frames):
+        chunk = latents[start : start + constants.decode_chunk_frames]
+        inputs = {"latents": chunk / np.float32(constants.latent_scale)}
+        images = vae_decoder.run(inputs, first_frame=start)["images"]
+        yield from np.clip(images * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+
+
+def interpolate(frames: Iterable[np.ndarray], interpolator: Session) -> Iterator[np.ndarray]:
+    """Put a middle frame between every two: n frames (3, H, W) in 0..1 become 2n - 1."""
+    previous: np.ndarray | None = None
+    for index, frame in enumerate(frames):
+        if previous is not None:
+            inputs = {"frame_0": previous[None], "frame_1": frame[None]}
+            middle = interpolator.run(inputs, first_frame=index - 1)["middle"][0]
+            yield np.clip(middle, 0.0, 1.0)
+        yield frame
+        previous = frame
+
+
+def smooth(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Remove jitter over time (see :class:`sonic.media.smoothing.TemporalSmoother`)."""
+    smoother = TemporalSmoother()
+    for frame in frames:
+        yield from smoother.push(frame)
+    yield from smoother.flush()
+
+
+def hold_last(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Exactly `count` frames: the last one is shown again, or the surplus is dropped.
+
+    n generated frames become 2n - 1 at twice the rate, which ends up to three frames before the sound.
+    """
+    last: np.ndarray | None = None
+    shown = 0
+    for frame in frames:
+        if shown < count:
+            yield frame
+        last, shown = frame, shown + 1
+    assert last is not None
+    for _ in range(count - shown):
+        yield last
+
+
+def quantize(frame: np.ndarray) -> np.ndarray:
+    """(3, H, W) float in 0..1 -> (H, W, 3) uint8, truncated as the published code does."""
+    return (frame * np.float32(255.0)).astype(np.uint8).transpose(1, 2, 0)

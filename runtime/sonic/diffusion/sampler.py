@@ -1,0 +1,234 @@
+"""Denoising a clip in ring windows with three guidance branches.
+
+At step s every window starts ``s * window_shift_frames`` frames earlier and frame indices wrap around
+the clip, so that no frame stays at a window's border; where windows overlap (and in clips shorter than
+a window, whose frames appear more than once) the results are averaged. Memory holds the window that is
+computed; the latents of long clips are on disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sonic.bundle.constants import SamplerConstants
+from sonic.diffusion.guidance import GUIDANCE_BRANCHES, guidance_scales, guide, needed_branches
+from sonic.diffusion.plan import window_indices
+from sonic.diffusion.schedule import euler_step, input_scale, karras_sigmas, model_timestep
+from sonic.engines.base import Session
+from sonic.errors import BundleError
+from sonic.storage.spool import ArraySpool
+
+
+@dataclass(frozen=True)
+class ClipCondition:
+    """What the UNet is told about a clip.
+
+    Attributes:
+        reference_latent: (4, h, w) float32, the VAE's unscaled mode of the portrait.
+        image_embedding: (width,) float32.
+        audio_tokens: (frames, tokens, width) float32.
+        unconditional_tokens: (tokens, width) float32.
+        buckets: (frames, 2) float32, scaled motion buckets.
+        masks: the face mask at every level, (1, 1, h_level, w_level) float32, finest first.
+    """
+
+    reference_latent: np.ndarray
+    image_embedding: np.ndarray
+    audio_tokens: ArraySpool | np.ndarray
+    unconditional_tokens: np.ndarray
+    buckets: np.ndarray
+    masks: Sequence[np.ndarray]
+
+
+class ClipSampler:
+    """The latents of one clip from noise to what is decoded, one denoising step after another.
+
+    Args:
+        noise: every frame's, (4, h, w) float32, standard normal; read once, so an iterator will do.
+        condition: what the clip shows and says.
+        steps: denoising steps, at least 1.
+        constants: sigmas, guidance and windows of the bundle.
+        branches_at_once: guidance branches in one call of the UNet.
+        spool_directory: where latents go when they are many; the system's temporary folder by default.
+
+    Attributes:
+        latents: (frames, 4, h, w) float32, scaled; finished when `step` is `steps`.
+        step: how many steps are done.
+    """
+
+    def __init__(
+        self,
+        noise: Iterable[np.ndarray],
+        condition: ClipCondition,
+        steps: int,
+        constants: SamplerConstants,
+        branches_at_once: int = GUIDANCE_BRANCHES,
+        spool_directory: Path | None = None,
+    ) -> None:
+        self.steps, self.step = steps, 0
+        self._condition, self._constants = condition, constants
+        self._branches_at_once = branches_at_once
+        self._sigmas = karras_sigmas(steps, constants)
+        self._image_scales = guidance_scales(constants.image_guidance, steps)
+        self._audio_scales = guidance_scales(constants.audio_guidance, steps)
+        shape = condition.reference_latent.shape
+        self.latents = ArraySpool(shape, np.float32, directory=spool_directory)
+        self._sums = ArraySpool(shape, np.float32, directory=spool_directory)  # of this step's windows
+        start = condition.reference_latent * np.float32(constants.initial_latent_scale)
+        for frame in noise:
+            self.latents.append((frame * self._sigmas[0] + start)[None])
+            self._sums.append(np.zeros_like(start)[None])
+
+    @property
+    def window_count(self) -> int:
+        """Windows of all steps."""
+        return self.steps * len(self.windows)
+
+    @property
+    def windows(self) -> list[np.ndarray]:
+        """The frames of this step's windows."""
+        return window_indices(len(self.latents), self.step, self._constants)
+
+    @property
+    def calls(self) -> list[tuple[int, ...]]:
+        """The branches of every call of the UNet that a window of this step needs."""
+        needed = needed_branches(self._image_scales[self.step], self._audio_scales[self.step])
+        at_once = self._branches_at_once
+        return [needed[start : start + at_once] for start in range(0, len(needed), at_once)]
+
+    def predict(
+        self, unet: Session, window: int, indices: np.ndarray, branches: tuple[int, ...]
+    ) -> dict[int, np.ndarray]:
+        """One call: what the UNet predicts for a window of this step, by branch; may run in any thread.
+
+        Raises:
+            BundleError: the UNet returned values that are not finite.
+        """
+        sigma = float(self._sigmas[self.step])
+        inputs = window_inputs(
+            self.latents[indices], indices, sigma, self._condition, self._constants, branches
+        )
+        predicted = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)[
+            "prediction"
+        ]
+        if not np.isfinite(predicted).all():
+            raise BundleError(
+                f"the UNet returned values that are not finite at step {self.step + 1} of "
+                f"{self.steps}; the bundle's weights or precision cannot be right: run "
+                "'sonic-convert parity'"
+            )
+        return dict(zip(branches, predicted, strict=True))
+
+    def finish_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> None:
+        """Take a window's frames one step on, from what was predicted for its branches.
+
+        The windows of a step are finished in their order, so that sums have the same bytes.
+        """
+        scales = self._image_scales[self.step], self._audio_scales[self.step]
+        sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
+        stepped = euler_step(self.latents[indices], guide(predictions, *scales), sigma, next_sigma)
+        frames, positions = np.unique(indices, return_inverse=True)
+        sums = self._sums[frames]
+        np.add.at(sums, positions, stepped)
+        self._sums[frames] = sums
+
+    def finish_step(self) -> None:
+        """Put the results of all windows of this step together: the mean of those that hold a frame."""
+        counts = np.bincount(np.concatenate(self.windows)).astype(np.float32)
+        at_once = self._constants.window_frames
+        for start in range(0, len(counts), at_once):
+            sums, held = self._sums[start : start + at_once], counts[start : start + at_once]
+            frames = np.arange(start, start + len(held))
+            self.latents[frames] = sums / held[:, None, None, None]
+            self._sums[frames] = np.zeros_like(sums)
+        self.step += 1
+
+
+def denoise_together(
+    samplers: Sequence[ClipSampler],
+    unet: Session,
+    calls_at_once: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Take every clip through all its steps.
+
+    The calls of one step, for all windows and clips, do not depend on each other: `calls_at_once` of
+    them run at the same time. Each is computed as it would be alone, so that a clip's bytes do not
+    depend on who is denoised beside it.
+
+    Args:
+        samplers: the clips, changed in place.
+        unet: the open UNet.
+        calls_at_once: threads that call it.
+        advance: called after every window of every step.
+
+    Raises:
+        BundleError: the UNet returned values that are not finite.
+    """
+    with ThreadPoolExecutor(calls_at_once) as pool:
+        while unfinished := [sampler for sampler in samplers if sampler.step < sampler.steps]:
+            running = [_submit_step(pool, sampler, unet) for sampler in unfinished]
+            try:
+                for sampler, windows in zip(unfinished, running, strict=True):
+                    while windows:
+                        indices, calls = windows.popleft()  # predictions leave memory with their futures
+                        predictions: dict[int, np.ndarray] = {}
+                        for call in calls:
+                            predictions |= call.result()
+                        sampler.finish_window(indices, predictions)
+                        advance()
+                    sampler.finish_step()
+            except BaseException:  # an interrupt too: what has not begun never will
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+def _submit_step(
+    pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
+) -> deque[tuple[np.ndarray, list[Future[dict[int, np.ndarray]]]]]:
+    """All calls of a step on their way: for every window its frames, and what its calls predict."""
+    calls = sampler.calls
+    return deque(
+        (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in calls])
+        for window, indices in enumerate(sampler.windows)
+    )
+
+
+def window_inputs(
+    latents: np.ndarray,
+    indices: np.ndarray,
+    sigma: float,
+    condition: ClipCondition,
+    constants: SamplerConstants,
+    branches: Sequence[int] = range(GUIDANCE_BRANCHES),
+) -> dict[str, np.ndarray]:
+    """The UNet's inputs for one window, a row for each of some guidance branches.
+
+    Branch 0 is told neither image nor audio, 1 the image, 2 both.
+    """
+    noisy = latents * np.float32(input_scale(sigma))
+    reference = np.broadcast_to(condition.reference_latent, latents.shape)
+    silent = np.broadcast_to(
+        condition.unconditional_tokens, (len(indices), *condition.unconditional_tokens.shape)
+    )
+    speech = condition.audio_tokens[indices] if 2 in branches else silent
+    embedding = condition.image_embedding
+    buckets = condition.buckets[indices].mean(axis=0)
+    time_ids = np.array([constants.frame_rate_id, *buckets], np.float32)
+    hidden, unseen = np.zeros_like(reference), np.zeros_like(embedding)
+    return {
+        "sample": np.stack(
+            [np.concatenate([noisy, reference if branch else hidden], axis=1) for branch in branches]
+        ),
+        "timestep": model_timestep(sigma),
+        "added_time_ids": np.stack([time_ids] * len(branches)),
+        "image_embedding": np.stack([embedding if branch else unseen for branch in branches]),
+        "audio_tokens": np.stack([speech if branch == 2 else silent for branch in branches]),
+        **{f"mask_{level}": mask for level, mask in enumerate(condition.masks)},
+    }

@@ -1,0 +1,39 @@
+"""The engine that a bundle was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sonic.bundle.store import Bundle
+from sonic.engines.base import Engine
+from sonic.engines.onnx import OnnxRuntimeEngine
+from sonic.errors import BundleError
+from sonic.options import BALANCED, RunOptions
+
+
+def _tvm_engine(bundle: Bundle, run: RunOptions) -> Engine:
+    from sonic.engines.tvm import TvmEngine
+
+    return TvmEngine(bundle, run)
+
+
+ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "tvm": _tvm_engine,
+}
+
+
+def make_engine(bundle: Bundle, run: RunOptions = BALANCED) -> Engine:
+    """The engine that a bundle was made for.
+
+    Raises:
+        BundleError: this runtime does not have it.
+        InputError: the processor does not have bfloat16.
+    """
+    name = bundle.manifest.engine
+    if name not in ENGINES:
+        raise BundleError(
+            f"{bundle.directory} was made for the engine '{name}', but this runtime has "
+            f"{', '.join(ENGINES)}; convert the checkpoint for one of them"
+        )
+    return ENGINES[name](bundle, run)

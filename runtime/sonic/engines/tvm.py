@@ -1,0 +1,361 @@
+"""Running submodels that were compiled for one aarch64 processor with TVM and the Arm Compute Library.
+
+A compiled submodel is a folder: ``program.json``, the weights in one file, and a shared library for every
+set of input shapes that it was compiled for. What runs once for a clip and takes inputs of any shape may stay
+an ONNX graph, which ONNX Runtime runs. The bundle brings the functions of ``sonic.acl.*`` along, a
+bridge to the Arm Compute Library (`libarm_compute.so`, a package of the system); TVM's runtime comes with
+``pip install sonic-runtime[tvm]``. TVM's compiler is never imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import platform
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from sonic.bundle.store import Bundle
+from sonic.engines.base import Arrays, Call, Observer, Session
+from sonic.engines.onnx import OnnxRuntimeEngine
+from sonic.errors import BundleError, InputError
+from sonic.host import affinity_count, cpu_features
+from sonic.options import BALANCED, RunOptions
+
+BRIDGE = "acl_bridge"  # the asset's name in a bundle
+PROGRAM = "program.json"
+_CPU = 1  # DLPack's number of the device
+_POOLED = 2  # TVM's number of the allocator that keeps memory between calls
+_INSTALL = "install it with: pip install 'sonic-runtime[tvm]'"
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """Where an array lies in the file of weights."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A shared library, and the shapes of the inputs that it was compiled for."""
+
+    library: str
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What ``program.json`` says.
+
+    Attributes:
+        inputs, outputs: names, in the order of the compiled function.
+        weights: the parameters after the inputs.
+        weights_file: where they are.
+        keys: under which the bridge keeps what it makes of the weights.
+        specialisations: one for every set of shapes.
+        row_axes: for inputs and outputs whose rows along one axis do not know of each other, that axis:
+            such a submodel runs any number of rows in parts of the compiled number.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[StoredWeight, ...]
+    weights_file: str
+    keys: tuple[str, ...]
+    specialisations: tuple[Specialisation, ...]
+    row_axes: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> Program:
+        """Read the file.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                tuple(values["inputs"]),
+                tuple(values["outputs"]),
+                tuple(
+                    StoredWeight(w["key"], w["dtype"], tuple(w["shape"]), int(w["offset"]))
+                    for w in values["weights"]
+                ),
+                str(values["weights_file"]),
+                tuple(map(str, values["keys"])),
+                tuple(
+                    Specialisation(s["library"], {n: tuple(shape) for n, shape in s["shapes"].items()})
+                    for s in values["specialisations"]
+                ),
+                {str(name): int(axis) for name, axis in values["row_axes"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
+
+
+class TvmEngine:
+    """Runs a compiled bundle.
+
+    Args:
+        bundle: the checked bundle.
+        run: threads of one call, one for every processor where it does not say; no bfloat16, as Debian's
+            Arm Compute Library has no such kernels.
+
+    Raises:
+        BundleError: this machine cannot run the bundle, or TVM's runtime or the Arm Compute Library is
+            missing.
+        InputError: bfloat16 was asked for.
+    """
+
+    def __init__(self, bundle: Bundle, run: RunOptions = BALANCED) -> None:
+        if run.bfloat16:
+            raise InputError("compiled bundles have no products in bfloat16; leave the option out")
+        check_processor(bundle)
+        self.bundle = bundle
+        self.observer: Observer | None = None
+        self._threads = run.threads_of_a_call or affinity_count()
+        load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
+        self._graphs = OnnxRuntimeEngine(bundle, run)
+
+    def open(self, submodel: str) -> Session:
+        """Load a submodel.
+
+        Raises:
+            BundleError: a file cannot be loaded.
+        """
+        if self.bundle.graph_path(submodel).name != PROGRAM:
+            self._graphs.observer = self.observer
+            return self._graphs.open(submodel)
+        set_threads(self._threads)
+        return TvmSession(submodel, self.bundle.graph_path(submodel), self)
+
+
+class TvmSession:
+    """A compiled submodel whose weights are mapped into memory; threads may share it."""
+
+    def __init__(self, submodel: str, path: Path, engine: TvmEngine | None = None) -> None:
+        self._submodel = submodel
+        self._engine = engine
+        self._folder = path.parent
+        self._program = Program.read(path)
+        self._weights: list[Any] | None = _map_weights(self._folder, self._program)
+        self._machines: dict[str, list[Any]] = {}
+        self._lock = Lock()
+        # Also where nobody leaves the session's block, but it is dropped.
+        self._forget = weakref.finalize(self, _forget, self._program.keys)
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
+        """Compute every output from every input.
+
+        Raises:
+            BundleError: the bundle was compiled for other shapes.
+        """
+        if self._weights is None:
+            raise RuntimeError(f"the session of '{self._submodel}' is closed")
+        feeds = {name: np.ascontiguousarray(inputs[name]) for name in self._program.inputs}
+        outputs = self._run(feeds)
+        if self._engine is not None and self._engine.observer is not None:
+            self._engine.observer(Call(self._submodel, feeds, outputs, tags))
+        return outputs
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        chosen = choose(self._program, {name: array.shape for name, array in feeds.items()})
+        if chosen is None:
+            compiled = "; ".join(str(_main_shape(s.shapes)) for s in self._program.specialisations)
+            raise BundleError(
+                f"{self._folder} was compiled for inputs of the shapes {compiled}, not for "
+                f"{_main_shape({name: array.shape for name, array in feeds.items()})}; compile it for this "
+                "size too (sonic-convert compile --size), or ask for one that it has"
+            )
+        specialisation, rows = chosen
+        if rows is None:
+            return self._call(specialisation, feeds)
+        axes = self._program.row_axes
+        count = next(array.shape[axes[name]] for name, array in feeds.items() if name in axes)
+        parts: list[Arrays] = []
+        for start in range(0, count, rows):
+            indices = np.minimum(np.arange(start, start + rows), count - 1)
+            part = {n: np.take(a, indices, axes[n]) if n in axes else a for n, a in feeds.items()}
+            parts.append(self._call(specialisation, part))
+        return {
+            name: np.take(
+                np.concatenate([part[name] for part in parts], axes[name]), np.arange(count), axes[name]
+            )
+            for name in self._program.outputs
+        }
+
+    def _call(self, specialisation: Specialisation, feeds: Arrays) -> Arrays:
+        from tvm_ffi import from_dlpack
+
+        assert self._weights is not None
+        arguments = [from_dlpack(feeds[name]) for name in self._program.inputs]
+        with self._machine(specialisation.library) as machine:
+            results = machine["main"](*arguments, *self._weights)
+            outputs = [np.array(np.from_dlpack(result)) for result in results]
+        return dict(zip(self._program.outputs, outputs, strict=True))
+
+    @contextmanager
+    def _machine(self, library: str) -> Iterator[Any]:
+        """A virtual machine that no other thread uses."""
+        with self._lock:
+            idle = self._machines.setdefault(library, [])
+            machine = idle.pop() if idle else None
+        if machine is None:
+            machine = _load(self._folder / library)
+        try:
+            yield machine
+        finally:
+            with self._lock:
+                idle.append(machine)
+
+    def __enter__(self) -> TvmSession:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._machines.clear()
+        self._weights = None
+        self._forget()
+
+
+def choose(
+    program: Program, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Specialisation, int | None] | None:
+    """The specialisation for inputs of some shapes.
+
+    Returns:
+        It, and the number of rows of one call where the shapes have another number; None where there is none.
+    """
+    by_rows: tuple[Specialisation, int | None] | None = None
+    for specialisation in program.specialisations:
+        if all(specialisation.shapes[name] == tuple(shape) for name, shape in shapes.items()):
+            return specialisation, None
+        rows = None
+        for name, shape in shapes.items():
+            compiled, axis = specialisation.shapes[name], program.row_axes.get(name)
+            rest = [size for index, size in enumerate(compiled) if index != axis]
+            if axis is not None:
+                rows = compiled[axis]
+            if rest != [size for index, size in enumerate(shape) if index != axis]:
+                rows = None
+                break
+        if rows is not None:
+            by_rows = (specialisation, rows)
+    return by_rows
+
+
+def _main_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that tells the most: that of the largest input."""
+    return max(shapes.values(), key=lambda shape: int(np.prod(shape)))
+
+
+def check_processor(bundle: Bundle) -> None:
+    """Compare what a compiled bundle needs with what this processor has.
+
+    Raises:
+        BundleError: it cannot run here.
+    """
+    target = bundle.manifest.target
+    machine = platform.machine()
+    if machine not in ("aarch64", "arm64"):
+        raise BundleError(
+            f"{bundle.directory} was compiled for aarch64 ({target.get('name')}), but this machine is "
+            f"{machine}; use the bundle that it was compiled from"
+        )
+    features = cpu_features()
+    missing = [name for name in target.get("features", []) if name not in features]
+    if missing:
+        raise BundleError(
+            f"{bundle.directory} needs {', '.join(missing)}; this CPU has {', '.join(sorted(features))}; "
+            "compile the bundle for a target without it (sonic-convert compile --target generic-armv8)"
+        )
+
+
+def load_libraries(bridge: Path) -> None:
+    """Load TVM's runtime and a bundle's bridge to the Arm Compute Library into this process.
+
+    Raises:
+        BundleError: one is missing.
+    """
+    if importlib.util.find_spec("tvm_ffi") is None:
+        raise BundleError(f"{bridge} needs TVM's runtime (the package apache-tvm-ffi); {_INSTALL}")
+    import tvm_ffi  # noqa: F401 (loads libtvm_ffi, which the others need)
+
+    package = importlib.util.find_spec("tvm")
+    folders = [] if package is None else [Path(place) for place in package.submodule_search_locations or ()]
+    runtime = next((p for f in folders if (p := f / "lib/libtvm_runtime.so").is_file()), None)
+    if runtime is None:
+        raise BundleError(f"{bridge} needs TVM's runtime (the package apache-tvm); {_INSTALL}")
+    # TVM reads it when its first parallel loop runs. Its threads must not wait for the next loop in a loop of
+    # their own: meanwhile the kernel library's threads need the processors.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+    ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+    try:
+        ctypes.CDLL(str(bridge), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise BundleError(
+            f"{bridge} cannot be loaded ({error}); it needs the Arm Compute Library of Debian 13 or Ubuntu "
+            "24.04 (apt-get install libarm-compute43), or to be built on this machine"
+        ) from error
+
+
+def set_threads(threads: int) -> None:
+    """How many threads TVM's loops and the Arm Compute Library use in this process."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # the most that there will ever be
+    function("runtime.config_threadpool")(1, threads)
+    function("sonic.acl.set_threads")(threads)
+
+
+def function(name: str) -> Any:
+    """A function that TVM's runtime or the bridge has registered."""
+    from tvm_ffi import get_global_func
+
+    return get_global_func(name)
+
+
+def _forget(keys: Sequence[str]) -> None:
+    """Let the bridge free what it made of a submodel's weights."""
+    function("sonic.acl.forget")(list(keys))
+
+
+def _load(library: Path) -> Any:
+    from tvm_ffi import load_module
+
+    try:
+        machine = load_module(str(library))["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, 0, _POOLED)
+    except Exception as error:  # TVM's errors share no base class
+        reason = str(error).splitlines()[0]
+        raise BundleError(
+            f"{library} cannot be loaded by TVM ({reason}); compile the bundle again"
+        ) from error
+    return machine
+
+
+def _map_weights(folder: Path, program: Program) -> list[Any]:
+    """The arrays of the weights' file, mapped, so that pages which are not needed leave memory."""
+    from tvm_ffi import from_dlpack
+
+    if not program.weights:
+        return []
+    # Copy on write: DLPack has no arrays that may not be written, and nobody writes.
+    memory = np.memmap(folder / program.weights_file, np.uint8, "c")
+    arrays = []
+    for weight in program.weights:
+        dtype = np.dtype(weight.dtype)
+        size = int(np.prod(weight.shape, dtype=np.int64)) * dtype.itemsize
+        part = memory[weight.offset : weight.offset + size].view(dtype).reshape(weight.shape)
+        arrays.append(from_dlpack(np.asarray(part)))
+    return arrays

@@ -1,0 +1,345 @@
+"""From a picture to the reference image, the face mask and the image encoder's input."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sonic.bundle.constants import PortraitConstants
+from sonic.errors import InputError, warn
+from sonic.media.face import Face
+from sonic.options import GenerationOptions
+
+MAXIMUM_PIXELS = 64_000_000
+MINIMUM_SIDE_PIXELS = 32
+MAXIMUM_ASPECT_RATIO = 8
+#: Pillow's other readers are for documents and scientific data, and some start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
+#: The parameter of the cubic convolution kernel (Keys 1981) that PyTorch's `interpolate` uses.
+CUBIC_PARAMETER = -0.75
+_FORMATS_TEXT = "a JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file"
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A picture made ready for the submodels.
+
+    Attributes:
+        reference: float32 (1, 3, height, width), RGB in -1..1.
+        image_encoder_input: float32 (1, 3, s, s), normalised for the image encoder.
+        face_mask: float32 (1, 1, height, width), 1 on the face and 0 elsewhere.
+        face_box: x1, y1, x2, y2 of the detected face in pixels of `reference`, inside it.
+        height: pixels.
+        width: pixels.
+    """
+
+    reference: np.ndarray
+    image_encoder_input: np.ndarray
+    face_mask: np.ndarray
+    face_box: tuple[float, float, float, float]
+    height: int
+    width: int
+
+
+def load_portrait(path: str | PathLike[str]) -> Image.Image:
+    """Read a picture as RGB, turned upright as its EXIF data say.
+
+    Transparency is dropped; of an animation, the first picture is taken.
+
+    Raises:
+        InputError: the file is missing, not a regular file, empty, damaged, no picture, above 64
+            megapixels, below 32 pixels a side or more than 8 times longer than wide.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, but a picture is needed")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give the path of a picture")
+        if not path.is_file():  # a pipe would be waited for without end
+            raise InputError(f"{path} is not a regular file, but a picture is needed")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty, but a picture is needed")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a picture") from error
+    try:
+        with warnings.catch_warnings():
+            # About odd EXIF data, which do no harm, and sizes, which are checked below before any
+            # pixel is decoded.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_readable_formats()) as image:
+                _check_size(path, *image.size)
+                return _to_rgb(path, ImageOps.exif_transpose(image))
+    except (InputError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} is too large; give a picture of at most {MAXIMUM_PIXELS // 10**6} megapixels"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture that can be read; give {_FORMATS_TEXT}") from error
+    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
+        raise InputError(f"{path} is damaged ({error}); give {_FORMATS_TEXT}") from error
+
+
+def _readable_formats() -> list[str]:
+    Image.init()  # which readers there are depends on how Pillow was built
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAXIMUM_PIXELS:
+        raise InputError(
+            f"{path} has {width}x{height} pixels; "
+            f"give a picture of at most {MAXIMUM_PIXELS // 10**6} megapixels"
+        )
+    if min(width, height) < MINIMUM_SIDE_PIXELS:
+        raise InputError(
+            f"{path} has {width}x{height} pixels; "
+            f"give a picture of at least {MINIMUM_SIDE_PIXELS} pixels a side"
+        )
+    if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
+        raise InputError(
+            f"{path} has {width}x{height} pixels; give a picture whose longer side is at most "
+            f"{MAXIMUM_ASPECT_RATIO} times the shorter"
+        )
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path} has pixels of 32 bits; save it with 8 bits a channel")
+    if image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit grey at 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def crop_box(
+    box_xyxy: tuple[float, float, float, float], expand_ratio: float, width: int, height: int
+) -> tuple[int, int, int, int]:
+    """The square around a face that a picture can be cropped to.
+
+    The box grows by `expand_ratio` times its size on each side, is clipped to the picture and cut
+    to a square of its shorter side, which moves along the longer side towards the face's centre.
+
+    Args:
+        box_xyxy: the face, x1, y1, x2, y2 in pixels.
+        expand_ratio: 0 or more.
+        width, height: of the picture, pixels.
+
+    Returns:
+        x1, y1, x2, y2 in pixels, inside the picture.
+
+    Raises:
+        InputError: a negative ratio, or a box that is empty or outside the picture.
+    """
+    if not 0 <= expand_ratio < math.inf:
+        raise InputError(f"the expand ratio is {expand_ratio}; it should be 0 or more")
+    _check_box(box_xyxy, width, height)
+    sizes, centres = [], []
+    for low, high, limit in zip(box_xyxy[:2], box_xyxy[2:], (width, height), strict=True):
+        margin = expand_ratio * (high - low)
+        first, last = max(low - margin, 0), min(high + margin, limit)
+        sizes.append(last - first)
+        centres.append((first + last) / 2)
+    side = min(sizes)
+    corners: list[tuple[int, int]] = []
+    for axis in (0, 1):
+        room = (sizes[axis] - side) / 2
+        face_centre = (box_xyxy[axis] + box_xyxy[axis + 2]) / 2
+        centre = centres[axis] + min(max(face_centre - centres[axis], -room), room)
+        corners.append((round(centre - side / 2), round(centre + side / 2)))
+    (x1, x2), (y1, y2) = corners
+    return x1, y1, x2, y2
+
+
+def _check_box(box_xyxy: tuple[float, float, float, float], width: int, height: int) -> None:
+    x1, y1, x2, y2 = box_xyxy
+    if not (x1 < x2 and y1 < y2 and x1 < width and y1 < height and x2 > 0 and y2 > 0):
+        raise InputError(
+            f"the face box {tuple(map(float, box_xyxy))} should be x1 < x2, y1 < y2 "
+            f"and overlap the picture of {width}x{height} pixels"
+        )
+
+
+def output_size(width: int, height: int, resolution_pixels: int, multiple: int) -> tuple[int, int]:
+    """Width and height (pixels) of the video for a picture of this size.
+
+    The shorter side becomes `resolution_pixels`, then both are rounded to the multiple (a half to
+    the even one).
+
+    Raises:
+        InputError: a resolution that rounds to nothing.
+    """
+    scale = resolution_pixels / min(width, height)
+    new_width, new_height = (round(side * scale / multiple) * multiple for side in (width, height))
+    if min(new_width, new_height) <= 0:
+        raise InputError(f"the resolution is {resolution_pixels} pixels; it should be {multiple} or more")
+    return new_width, new_height
+
+
+def frame_portrait(
+    picture: Image.Image,
+    name: str,
+    detect: Callable[[Image.Image], list[Face]],
+    options: GenerationOptions,
+    constants: PortraitConstants,
+) -> Portrait:
+    """Find the face, crop to it where the options ask for it, and prepare what is seen.
+
+    Args:
+        picture: RGB.
+        name: of the picture, for messages.
+        detect: finds the faces of a picture, the largest first.
+        options: resolved; `expand_ratio` and `resolution_pixels` count here.
+        constants: of the bundle.
+
+    Raises:
+        InputError: no face was found, or the picture cannot be brought to the resolution.
+    """
+    faces = detect(picture)
+    if not faces:
+        raise InputError(f"no face was found in {name}; use a picture that shows one from the front")
+    if len(faces) > 1:
+        warn(f"{name} shows {len(faces)} faces; the largest one is used")
+    box = faces[0].box
+    if options.expand_ratio is not None:
+        crop = crop_box(box, options.expand_ratio, *picture.size)
+        picture = picture.crop(crop)
+        left, top = crop[:2]
+        cropped = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        # As published: the face is detected again in the crop.
+        found_again = detect(picture)
+        box = found_again[0].box if found_again else cropped
+    resolution = options.resolution_pixels
+    assert resolution is not None
+    limit = constants.enlargement_limit_pixels
+    if min(picture.size) < limit < resolution:
+        what = "the face crop of " if options.expand_ratio is not None else ""
+        warn(
+            f"the short side of {what}{name} has {min(picture.size)} pixels, so the resolution "
+            f"is lowered from {resolution} to {limit}"
+        )
+        resolution = limit
+    return prepare_portrait(picture, box, resolution, constants)
+
+
+def prepare_portrait(
+    image: Image.Image,
+    face_box_xyxy: tuple[float, float, float, float],
+    resolution_pixels: int,
+    constants: PortraitConstants,
+) -> Portrait:
+    """Scale a picture to the video's size and make the mask of its face.
+
+    The mask is the face box, scaled about its centre by `mask_area_scale`, clipped to the picture,
+    white on black; its corners are whole pixels, found with floor divisions as in Sonic's published
+    inference code. Picture and mask are resized with Lanczos' filter.
+
+    Args:
+        image: RGB.
+        face_box_xyxy: x1, y1, x2, y2 in pixels of `image`.
+        resolution_pixels: length of the video's shorter side, before rounding.
+        constants: sizes and the image encoder's mean and deviation.
+
+    Raises:
+        InputError: a box that is empty or outside the picture, or a resolution near zero.
+    """
+    width, height = image.size
+    _check_box(face_box_xyxy, width, height)
+    size = output_size(width, height, resolution_pixels, constants.size_multiple_pixels)
+    mask = Image.new("L", image.size)
+    mask.paste(255, _mask_box(face_box_xyxy, width, height, constants.mask_area_scale))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+        mask = mask.resize(size, Image.Resampling.LANCZOS)
+    side = constants.image_encoder_pixels
+    small = image.resize((side, side), Image.Resampling.LANCZOS)
+    half = np.float32(0.5)
+    mean, deviation = (
+        np.array(values, np.float32).reshape(1, 3, 1, 1)
+        for values in (constants.image_encoder_mean, constants.image_encoder_std)
+    )
+    x1, y1, x2, y2 = face_box_xyxy
+    scale_x, scale_y = size[0] / width, size[1] / height
+    return Portrait(
+        reference=(_planes(image) - half) / half,
+        image_encoder_input=(_planes(small) - mean) / deviation,
+        face_mask=_planes(mask),
+        face_box=(
+            max(float(x1) * scale_x, 0.0),
+            max(float(y1) * scale_y, 0.0),
+            min(float(x2) * scale_x, float(size[0])),
+            min(float(y2) * scale_y, float(size[1])),
+        ),
+        height=size[1],
+        width=size[0],
+    )
+
+
+def _mask_box(
+    box_xyxy: tuple[float, float, float, float], width: int, height: int, scale: float
+) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = map(float, box_xyxy)
+    centre_x, centre_y = (x2 + x1) // 2, (y2 + y1) // 2
+    half_x, half_y = (x2 - x1) * scale // 2, (y2 - y1) * scale // 2
+    return (
+        int(max(centre_x - half_x, 0)),
+        int(max(centre_y - half_y, 0)),
+        int(min(centre_x + half_x, width)),
+        int(min(centre_y + half_y, height)),
+    )
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """float32 (1, channels, height, width) in 0..1."""
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[np.newaxis]) / np.float32(255)
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize as PyTorch's `interpolate(mode="bicubic", align_corners=False)`: no antialiasing.
+
+    Values may leave 0..1 a little near edges, as there.
+
+    Args:
+        mask: float32 (1, 1, H, W).
+        height, width: of the result, in pixels or latent cells.
+
+    Returns:
+        float32 (1, 1, height, width).
+    """
+    rows = _cubic_matrix(mask.shape[2], height)
+    columns = _cubic_matrix(mask.shape[3], width)
+    return (rows @ mask.astype(np.float64) @ columns.T).astype(np.float32)
+
+
+def _cubic_matrix(length: int, new_length: int) -> np.ndarray:
+    """float64 (new_length, length): each new sample as a mean of four old ones."""
+    # Positions in single precision, as PyTorch has them: a fused multiply-add, rounded once.
+    scale = np.float64(np.float32(length) / np.float32(new_length))
+    position = (scale * (np.arange(new_length) + 0.5) - 0.5).astype(np.float32)
+    first = np.floor(position)
+    fraction = (position - first).astype(np.float64)
+    matrix = np.zeros((new_length, length))
+    new = np.arange(new_length)
+    for offset in range(-1, 3):
+        distance = np.abs(fraction - offset)
+        index = (first.astype(np.int64) + offset).clip(0, length - 1)
+        np.add.at(matrix, (new, index), _cubic_kernel(distance))
+    return matrix
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+    a, x = CUBIC_PARAMETER, distance
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, far)

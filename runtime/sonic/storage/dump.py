@@ -1,0 +1,128 @@
+"""Intermediate results as ``.npy`` files, so that anyone can hold them against another implementation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from sonic.errors import OutputError
+from sonic.storage.spool import ArraySpool
+
+
+class DumpWriter:
+    """Writes arrays into a folder; they appear, all together, when the ``with`` block succeeds.
+
+    Args:
+        directory: made where it does not exist.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self._finished: list[tuple[Path, Path]] = []
+        self._made = not self.directory.exists()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.directory, os.W_OK):
+                raise PermissionError("it is not writable")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the dump to {directory} ({error.strerror or error}); "
+                "give a folder that can be written"
+            ) from error
+
+    def write(self, name: str, array: np.ndarray | ArraySpool) -> None:
+        """Write a whole array as ``name.npy``, row by row."""
+        self.write_rows(name, array, array.shape, array.dtype)
+
+    def write_rows(
+        self,
+        name: str,
+        rows: Iterable[np.ndarray],
+        shape: tuple[int, ...],
+        dtype: np.dtype | type,
+    ) -> None:
+        """Write `shape[0]` rows one after another as ``name.npy``, without holding them all."""
+        with self.open_rows(name, shape, dtype) as append:
+            for row in rows:
+                append(row)
+
+    def open_rows(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> RowWriter:
+        """A writer of `shape[0]` rows for a ``with`` block."""
+        temporary = self.directory / f".{name}.npy.{os.getpid()}"
+        self._finished.append((temporary, self.directory / f"{name}.npy"))
+        return RowWriter(temporary, shape, np.dtype(dtype))
+
+    def __enter__(self) -> DumpWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            for temporary, final in self._finished:
+                os.replace(temporary, final)
+            return
+        for temporary, _ in self._finished:
+            temporary.unlink(missing_ok=True)
+        if self._made and not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
+
+class RowWriter:
+    """Appends rows to one ``.npy`` file whose shape is known beforehand."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._path, self._shape, self._dtype = path, shape, dtype
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> RowWriter:
+        try:
+            self._file = self._path.open("wb")
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": self._shape,
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
+        except OSError as error:
+            raise self._failure(error) from error
+        return self
+
+    def __call__(self, row: np.ndarray) -> None:
+        """Append one row."""
+        assert self._file is not None
+        if row.shape != self._shape[1:]:
+            raise ValueError(f"a row of {self._path.name} is {row.shape}, not {self._shape[1:]}")
+        try:
+            self._file.write(np.ascontiguousarray(row, self._dtype).tobytes())
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as failure:
+                if kind is None:
+                    raise self._failure(failure) from failure
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"cannot write {self._path.parent} ({error.strerror}); free some space or choose another folder"
+        )

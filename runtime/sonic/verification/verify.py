@@ -1,0 +1,305 @@
+"""Holding a bundle, as this machine runs it, against what PyTorch computed when the bundle was made.
+
+    verification = verify_bundle(load_model("sonic-base"))
+    verification.passed
+
+A bundle carries, for every submodel, inputs that it saw in a real clip with PyTorch's outputs for them, and
+that short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). So a server accepts a
+bundle without PyTorch: each submodel has to stay within its tolerance, the clip above its PSNR, and every
+value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says where they come from.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.bundle.manifest import GoldenClip, VerificationInfo
+from sonic.bundle.store import Bundle
+from sonic.engines.base import Submodels
+from sonic.errors import BundleError
+from sonic.generation import ClipRequest
+from sonic.model import SonicModel
+from sonic.options import GenerationOptions
+from sonic.progress import NoProgress, Progress
+from sonic.storage.files import write_json
+from sonic.verification.compare import compare, psnr_db
+from sonic.verification.golden import ExpectedClip, GoldenVectors
+
+
+@dataclass(frozen=True)
+class SubmodelVerification:
+    """A submodel on its golden inputs; of several outputs the worst.
+
+    Attributes:
+        name: the submodel.
+        max_abs, relative_l2: the largest absolute difference from PyTorch, and the difference's norm over
+            that of PyTorch's output; infinite where an output holds a value that is not finite.
+        when_made: the relative L2 where the bundle was made.
+        tolerance: the largest relative L2 that passes.
+    """
+
+    name: str
+    max_abs: float
+    relative_l2: float
+    when_made: float
+    tolerance: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value of every output is."""
+        return bool(np.isfinite(self.relative_l2))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs are finite and within the tolerance."""
+        return self.finite and self.relative_l2 <= self.tolerance
+
+
+@dataclass(frozen=True)
+class ClipVerification:
+    """The golden clip.
+
+    Attributes:
+        psnr_db: of all frames against PyTorch's; None where the clip could not be generated.
+        when_made: the PSNR where the bundle was made, dB.
+        minimum_psnr_db: the lowest that passes.
+        problem: why there is no clip.
+    """
+
+    psnr_db: float | None
+    when_made: float
+    minimum_psnr_db: float
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is a clip and it is near enough."""
+        return self.psnr_db is not None and self.psnr_db >= self.minimum_psnr_db
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was compared; `frames`, `height`, `width` and `steps` are the clip's."""
+
+    bundle: str
+    engine: str
+    machine: str
+    submodels: tuple[SubmodelVerification, ...]
+    clip: ClipVerification
+    frames: int
+    height: int
+    width: int
+    steps: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is within its tolerance."""
+        return self.clip.passed and all(submodel.passed for submodel in self.submodels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers for a file; those that are not finite become null."""
+        submodels = [
+            {name: _finite_or_none(value) for name, value in asdict(submodel).items()}
+            | {"passed": submodel.passed}
+            for submodel in self.submodels
+        ]
+        return asdict(self) | {
+            "passed": self.passed,
+            "submodels": submodels,
+            "clip": asdict(self.clip) | {"passed": self.clip.passed},
+        }
+
+
+def verify_bundle(model: SonicModel, progress: Progress | None = None) -> Verification:
+    """Run every submodel, one in memory at a time, on its golden inputs, and generate the golden clip.
+
+    Args:
+        model: the loaded bundle; its threads and memory mode are used.
+        progress: shows the stages.
+
+    Raises:
+        BundleError: the bundle has no golden vectors, they cannot be read or do not fit its submodels.
+        InputError: the clip needs more memory than is free.
+    """
+    progress = progress or NoProgress()
+    bundle = model.engine.bundle
+    info = verification_info(bundle)
+    rows = []
+    with progress.stage("submodels", len(info.submodels)) as advance:
+        for name, golden in info.submodels.items():
+            vectors = GoldenVectors.load(bundle.directory / golden.file.path)
+            max_abs, relative_l2 = measure_submodel(model.engine, name, vectors)
+            rows.append(
+                SubmodelVerification(name, max_abs, relative_l2, golden.relative_l2, golden.tolerance)
+            )
+            advance()
+    expected = ExpectedClip.load(bundle.directory / info.clip.expected.path)
+    psnr, problem = None, None
+    try:
+        frames = generate_clip(model, info.clip, expected.noise, progress)
+    except BundleError as error:  # the UNet returned values that are not finite
+        problem = str(error)
+    else:
+        psnr = measure_clip(bundle, frames, expected.frames)
+    count, height, width, _ = expected.frames.shape
+    return Verification(
+        bundle=bundle.manifest.name,
+        engine=bundle.manifest.engine,
+        machine=platform.machine(),
+        submodels=tuple(rows),
+        clip=ClipVerification(psnr, info.clip.psnr_db, info.clip.minimum_psnr_db, problem),
+        frames=count,
+        height=height,
+        width=width,
+        steps=info.clip.steps,
+    )
+
+
+def verification_info(bundle: Bundle) -> VerificationInfo:
+    """What the bundle brings along to be verified with.
+
+    Raises:
+        BundleError: nothing.
+    """
+    if bundle.manifest.verification is None:
+        raise BundleError(
+            f"{bundle.directory} holds no golden vectors to be verified with; convert the checkpoint again "
+            "with this version"
+        )
+    return bundle.manifest.verification
+
+
+def measure_submodel(engine: Submodels, name: str, vectors: GoldenVectors) -> tuple[float, float]:
+    """Run a submodel on its golden inputs.
+
+    Returns:
+        The largest absolute difference from PyTorch and the relative L2 difference, of the worst output;
+        both infinite where an output holds a value that is not finite.
+
+    Raises:
+        BundleError: the submodel does not take these inputs, or gives other outputs.
+    """
+    directory = engine.bundle.directory
+    with engine.open(name) as session:
+        try:
+            outputs = session.run(vectors.inputs)
+        except Exception as error:  # engines' errors share no base class
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BundleError(
+                f"{directory}: '{name}' does not run on its golden inputs ({reason}); copy or convert the "
+                "bundle again"
+            ) from error
+    worst = (0.0, 0.0)
+    for output, expected in vectors.outputs.items():
+        found = outputs.get(output)
+        if found is None or found.shape != expected.shape:
+            shape = "nothing" if found is None else f"the shape {found.shape}"
+            raise BundleError(
+                f"{directory}: '{name}' gives {shape} for '{output}', but its golden vectors have "
+                f"{expected.shape}; convert the checkpoint again"
+            )
+        if not np.isfinite(found).all():
+            return float("inf"), float("inf")
+        difference = compare(expected.values_of(found), expected.values)
+        worst = max(worst[0], difference.max_abs), max(worst[1], difference.relative_l2)
+    return worst
+
+
+def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progress: Progress) -> np.ndarray:
+    """The golden clip as the bundle generates it, uint8 (frames, H, W, 3).
+
+    Args:
+        model: the loaded bundle.
+        clip: what is generated.
+        noise: (generated frames, 4, h, w) float32.
+        progress: shows the stages.
+
+    Raises:
+        BundleError: the UNet returned values that are not finite.
+        InputError: the clip needs more memory than is free.
+    """
+    directory = model.engine.bundle.directory
+    options = GenerationOptions(resolution_pixels=clip.resolution_pixels, steps=clip.steps)
+    request = ClipRequest(
+        directory / clip.portrait.path,
+        directory / clip.speech.path,
+        options.resolved(model.constants),
+        noise,
+        face_box=clip.face_box,
+    )
+    with np.errstate(invalid="ignore"):  # what is not a number becomes some colour, which is far off
+        return np.asarray(model.generate_request(request, progress))
+
+
+def measure_clip(bundle: Bundle, frames: np.ndarray, expected: np.ndarray) -> float:
+    """The PSNR (dB) of a clip; both are uint8 (frames, H, W, 3).
+
+    The last frame of a video is held until its sound ends, so that `frames` may be a few more.
+
+    Raises:
+        BundleError: the clip is shorter, or of another size.
+    """
+    if len(frames) < len(expected) or frames.shape[1:] != expected.shape[1:]:
+        raise BundleError(
+            f"{bundle.directory}: the clip has the shape {frames.shape}, but its golden frames have "
+            f"{expected.shape}; convert the checkpoint again"
+        )
+    difference = frames[: len(expected)].astype(np.float64) - expected
+    return psnr_db(float(np.mean(difference**2)))
+
+
+def verification_table(verification: Verification) -> Table:
+    """The comparison for a terminal of 80 columns."""
+    title = f"{verification.bundle} on {verification.machine} against PyTorch"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("compared", "max abs", "relative L2", "when made", "tolerance", ""):
+        table.add_column(column, justify="left" if column == "compared" else "right", no_wrap=True)
+    for row in verification.submodels:
+        found = (f"{row.max_abs:.2e}", f"{row.relative_l2:.2e}") if row.finite else ("", "not finite")
+        verdict = "ok" if row.passed else "FAILED"
+        table.add_row(row.name, *found, f"{row.when_made:.2e}", f"{row.tolerance:.2g}", verdict)
+    clip = verification.clip
+    table.add_section()
+    table.add_row(
+        "clip",
+        "PSNR",
+        "none" if clip.psnr_db is None else f"{clip.psnr_db:.1f} dB",
+        f"{clip.when_made:.1f} dB",
+        f">= {clip.minimum_psnr_db:.1f} dB",
+        "ok" if clip.passed else "FAILED",
+    )
+    table.caption = (
+        f"the clip has {verification.frames} frames of {verification.width} x {verification.height}, "
+        f"{verification.steps} steps" + (f"; {clip.problem}" if clip.problem else "")
+    )
+    return table
+
+
+def write_verification(path: Path, verification: Verification) -> None:
+    """Write the numbers as JSON, at once.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_json(path, verification.to_json())
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+__all__ = [
+    "ClipVerification",
+    "SubmodelVerification",
+    "Verification",
+    "verify_bundle",
+    "verification_table",
+    "write_verification",
+]
