@@ -1,33 +1,41 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a folder whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from sonic.errors import OutputError
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of another name in the same folder, which then replaces `path`.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`, under which the caller creates a file or a folder.
 
-    At any error, and at Ctrl-C, `path` stays as it was and nothing is left beside it.
+        with replacing(Path("manifest.json")) as partial:
+            partial.write_text(text)
+
+    At the end of the block it replaces `path` by a rename; a folder that stood there goes first, as a
+    rename cannot replace one. At any error, and when the process is interrupted or terminated, `path`
+    stays as it was and nothing is left beside it. The temporary name ends with the name of `path`, so that
+    it has its suffix.
 
     Raises:
-        OutputError: the file cannot be written there.
+        OutputError: the file or folder cannot be written there.
     """
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.{path.name}")
+    partial = path.absolute().with_name(f".{secrets.token_hex(8)}.{path.name}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        yield partial
+        if partial.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        _remove(partial)
         if isinstance(error, OSError):
             raise OutputError(
                 f"cannot write {path} ({error.strerror or error}); choose another place"
@@ -35,7 +43,29 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all; as `replace_file`."""
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill the file that then replaces `path`; see :func:`replacing`.
+
+    Raises:
+        OutputError: the file cannot be written there.
+    """
+    with replacing(path) as partial:
+        write(partial)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written there.
+    """
     text = json.dumps(value, indent=1) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
