@@ -7,6 +7,13 @@ video = model.generate(image="portrait.jpg", audio="speech.wav")
 sonic.save_video(video, "output.mp4")
 """
 
+import os
+
+# ONNX Runtime 1.29 and later report usage to Microsoft on Linux: a device identifier and a database under
+# ~/.cache/Microsoft, and look-ups of host names. It reads this variable when it is imported, so it has to be
+# set before; a user who wants telemetry sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from sonic.errors import BundleError, InputError, OutputError, SonicError, SonicWarning
 from sonic.media.video import Video, VideoStream, save_video
 from sonic.model import ClipResult, SonicModel, load_model
