@@ -47,7 +47,7 @@ train-tiny: $(READY) ## train sonic-tiny from nothing (hours on two cores; goes 
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
 test: $(READY) ## run the fast tests
-	$(BIN)/python -m pytest -m 'not slow and not aarch64'
+	$(BIN)/python -m pytest -m 'not aarch64'
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
