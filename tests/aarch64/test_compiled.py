@@ -15,10 +15,10 @@ import pytest
 import sonic
 from sonic.bundle.manifest import read_manifest
 from sonic.bundle.store import find_bundle
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import BUILT_IN, read_examples
-from sonic_calibration.picture_quality import compare_videos
-from sonic_calibration.recordings import RecordingOptions
+from sonic_calibration.quality.picture import compare_videos
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import BUILT_IN, read_examples
+from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.compilation.compile import CompileOptions, compile_bundle
 from sonic_convert.compilation.sizes import Picture

@@ -10,7 +10,7 @@ import pytest
 
 import sonic
 from sonic.options import GenerationOptions
-from sonic_calibration.picture_quality import compare_videos
+from sonic_calibration.quality.picture import compare_videos
 from sonic_convert.checkpoint.checkpoint import EMBEDDED, Checkpoint
 from sonic_convert.parity.reference import TorchReference
 

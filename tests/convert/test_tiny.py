@@ -11,7 +11,7 @@ from PIL import Image
 
 import sonic
 from sonic.bundle.store import PACKAGED_BUNDLES, sha256_of
-from sonic_calibration.quality_report import judge
+from sonic_calibration.quality.report import judge
 from sonic_convert.checkpoint.checkpoint import EMBEDDED, Checkpoint
 from sonic_convert.drawing.demo_portrait import draw_portrait
 

@@ -10,7 +10,7 @@ import torch
 
 from sonic.bundle.constants import Constants
 from sonic.diffusion.conditioning import SlidingWindows
-from sonic_calibration.quality import mouth_opening
+from sonic_calibration.quality.mouth import mouth_opening
 from sonic_convert.modules.face import FaceDetector
 from sonic_training import autoencoder, denoiser, face_detector, mouth
 from sonic_training.actors import draw_poses, head_motion, random_framing, random_look

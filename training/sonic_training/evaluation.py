@@ -18,8 +18,8 @@ from sonic.diffusion.plan import window_indices
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel, load_model
 from sonic.storage.files import write_json
-from sonic_calibration.contact_sheet import write_contact_sheet
-from sonic_calibration.quality_report import QualityReport, judge
+from sonic_calibration.quality.contact_sheet import write_contact_sheet
+from sonic_calibration.quality.report import QualityReport, judge
 from sonic_convert.drawing.face import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
 from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus, write_wav

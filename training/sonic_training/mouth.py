@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import stft
 
-from sonic_calibration.quality import speech_opening_of_samples
+from sonic_calibration.quality.mouth import speech_opening_of_samples
 
 SAMPLE_RATE_HZ = 16_000
 _HOP_SAMPLES = 160

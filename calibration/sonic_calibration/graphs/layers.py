@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.stored_graph import StoredGraph
 
 _OPERATORS = ("Conv", "MatMul", "Gemm")
 

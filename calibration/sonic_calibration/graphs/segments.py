@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from sonic_calibration.stored_graph import StoredGraph, open_beside, replace_graph, tensor_bytes
+from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside, replace_graph, tensor_bytes
 
 _WEIGHT_BYTES = 400_000_000
 _OBSERVED = 8  # tensors of one segment that are looked at; all of them are in memory together

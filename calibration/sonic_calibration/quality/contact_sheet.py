@@ -16,8 +16,8 @@ from sonic.media.audio import Sound
 from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic.media.video import Video
 from sonic.storage.files import replace_file
-from sonic_calibration.picture_quality import Box, box_part
-from sonic_calibration.quality import LipSync, lip_sync, mouth_opening, speech_opening
+from sonic_calibration.quality.mouth import LipSync, lip_sync, mouth_opening, speech_opening
+from sonic_calibration.quality.picture import Box, box_part
 
 Color = tuple[int, int, int]
 

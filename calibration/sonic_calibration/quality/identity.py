@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from sonic.errors import InputError
 from sonic.verification.compare import psnr_db
-from sonic_calibration.picture_quality import (
+from sonic_calibration.quality.picture import (
     SIMILARITY_WINDOW_PIXELS,
     Box,
     Frame,

@@ -1,9 +1,7 @@
 """How good a talking-head video is: the mouth against the sound.
 
 What is drawn, measured and trained on uses one definition of how far speech opens a mouth
-(`speech_opening`), and one of how far a filmed mouth is open (`MouthOpeningMeter`). Measures of the
-picture (`sonic_calibration.identity`, `sonic_calibration.picture_quality`) can be imported from here
-too.
+(`speech_opening`), and one of how far a filmed mouth is open (`MouthOpeningMeter`).
 """
 
 from __future__ import annotations
@@ -19,21 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from sonic.errors import InputError
 from sonic.media.audio import Sound, mono_samples
 from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
-from sonic.verification.compare import PSNR_OF_EQUAL_DB, psnr_db
-from sonic_calibration.identity import Identity, identity
-from sonic_calibration.picture_quality import (
-    Box,
-    Flicker,
-    Sharpness,
-    VideoDifference,
-    box_part,
-    check_frame,
-    compare_videos,
-    flicker,
-    gradient_distance,
-    luma_of,
-    sharpness,
-)
+from sonic_calibration.quality.picture import Box, box_part, check_frame, luma_of
 
 # Of `speech_opening`.
 SAMPLE_RATE_HZ = 16_000
@@ -320,27 +304,3 @@ def _range(measured: ArrayLike) -> tuple[float, float]:
 def _check_rate(frame_rate_hz: float) -> None:
     if not 0 < frame_rate_hz < math.inf:
         raise InputError(f"a frame rate of {frame_rate_hz} Hz should be a positive number")
-
-
-__all__ = [
-    "Box",
-    "Flicker",
-    "Identity",
-    "LipSync",
-    "MouthOpeningMeter",
-    "PSNR_OF_EQUAL_DB",
-    "Sharpness",
-    "VideoDifference",
-    "closed_in_silence",
-    "compare_videos",
-    "flicker",
-    "gradient_distance",
-    "identity",
-    "lip_sync",
-    "mouth_amplitude",
-    "mouth_opening",
-    "psnr_db",
-    "sharpness",
-    "speech_opening",
-    "speech_opening_of_samples",
-]

@@ -14,8 +14,16 @@ from sonic.errors import InputError
 from sonic.media.video import Video
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import write_json
-from sonic_calibration.identity import Identity, IdentityMeter
-from sonic_calibration.picture_quality import (
+from sonic_calibration.quality.identity import Identity, IdentityMeter
+from sonic_calibration.quality.mouth import (
+    LipSync,
+    MouthOpeningMeter,
+    closed_in_silence,
+    lip_sync,
+    mouth_amplitude,
+    speech_opening,
+)
+from sonic_calibration.quality.picture import (
     Box,
     Flicker,
     FlickerMeter,
@@ -26,14 +34,6 @@ from sonic_calibration.picture_quality import (
     check_frame,
     compare_videos,
     luma_of,
-)
-from sonic_calibration.quality import (
-    LipSync,
-    MouthOpeningMeter,
-    closed_in_silence,
-    lip_sync,
-    mouth_amplitude,
-    speech_opening,
 )
 
 

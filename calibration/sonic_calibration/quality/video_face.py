@@ -13,7 +13,7 @@ from sonic.media.face import detect_faces
 from sonic.media.portrait import load_portrait
 from sonic.media.video import Video
 from sonic.model import SonicModel, load_model
-from sonic_calibration.picture_quality import Box
+from sonic_calibration.quality.picture import Box
 
 #: How much narrower or wider than its video a portrait may be without a warning: rounding to
 #: multiples of 64 pixels changes the shape of small videos by about this much.

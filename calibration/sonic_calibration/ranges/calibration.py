@@ -23,11 +23,11 @@ from sonic.bundle.store import Bundle
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file
-from sonic_calibration.layers import Layer
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.recordings import Recordings, Sample
-from sonic_calibration.segments import Segment, ValueStore, cut, needed_after, open_segment
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import Layer
+from sonic_calibration.graphs.segments import Segment, ValueStore, cut, needed_after, open_segment
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.statistics import TensorStatistics
+from sonic_calibration.recording.recordings import Recordings, Sample
 
 _VERSION = 1
 _ABOUT = "about"
@@ -157,7 +157,7 @@ def calibrate(
 
     Args:
         bundle: that the recordings were made with.
-        recordings: of `sonic_calibration.recordings.record`.
+        recordings: of `sonic_calibration.recording.recordings.record`.
         observed: for every submodel the tensors, with their axes of channels.
         work: a folder for what waits on disk; an interrupted calibration goes on there.
         progress: shows the segments.

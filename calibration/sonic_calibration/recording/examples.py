@@ -11,7 +11,7 @@ from sonic.media.video import Video
 from sonic.model import SonicModel
 from sonic.progress import NoProgress
 
-BUILT_IN = Path(__file__).with_name("examples")
+BUILT_IN = Path(__file__).parents[1] / "examples"
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _SOUNDS = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac"}
 

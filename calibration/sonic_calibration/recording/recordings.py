@@ -28,8 +28,8 @@ from sonic.engines.base import Call
 from sonic.errors import InputError, OutputError
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.examples import ClipSettings, Example, generate_example
-from sonic_calibration.recorder import Recorder
+from sonic_calibration.recording.examples import ClipSettings, Example, generate_example
+from sonic_calibration.recording.recorder import Recorder
 
 _INDEX = "calls.json"
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from sonic.cli.errors import user_errors
 from sonic.cli.options import with_options
 from sonic.progress import ConsoleProgress
-from sonic_calibration.examples import BUILT_IN, ClipSettings, read_examples
+from sonic_calibration.recording.examples import BUILT_IN, ClipSettings, read_examples
 
 PATH = click.Path(path_type=Path)
 VARIANT = click.option(
@@ -49,7 +49,7 @@ def _recording_options(command: Any) -> Any:
 
 def _quantization_options(command: Any) -> Any:
     """How ranges become integers."""
-    from sonic_calibration.observers import METHODS
+    from sonic_calibration.ranges.statistics import METHODS
     from sonic_convert.quantization.profiles import PROFILES
     from sonic_convert.quantization.qdq import ISAS
 
@@ -67,7 +67,7 @@ def _quantization_options(command: Any) -> Any:
 
 
 def _recording(calls: int, gigabytes: float, duration: Any, resolution: Any, steps: Any) -> Any:
-    from sonic_calibration.recordings import RecordingOptions
+    from sonic_calibration.recording.recordings import RecordingOptions
 
     return RecordingOptions(calls, int(gigabytes * 1e9), duration, resolution, steps)
 

@@ -155,10 +155,10 @@ def quality(
 ) -> None:
     """Measure the quality of VIDEO: lip sync, likeness, sharpness, flicker."""
     with user_errors():
-        from sonic_calibration import video_face
-        from sonic_calibration.contact_sheet import write_contact_sheet
-        from sonic_calibration.quality_report import judge, quality_table, write_quality
-        from sonic_calibration.video_file import read_video
+        from sonic_calibration.quality import video_face
+        from sonic_calibration.quality.contact_sheet import write_contact_sheet
+        from sonic_calibration.quality.report import judge, quality_table, write_quality
+        from sonic_calibration.quality.video_file import read_video
 
         box = video_face.parse_box(face_box, bundle)
         progress = ConsoleProgress()

@@ -26,7 +26,7 @@ from sonic.cli.errors import user_errors
 from sonic.errors import InputError
 from sonic.progress import ConsoleProgress, Progress
 from sonic.storage.files import write_json
-from sonic_calibration.recordings import RecordingOptions
+from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.checkpoint.checkpoint import EMBEDDED
 from sonic_convert.compilation import run_calls
 from sonic_convert.compilation.bridge_build import build_bridge

@@ -24,7 +24,7 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
 from sonic.errors import InputError
-from sonic_calibration.stored_graph import read_tensor
+from sonic_calibration.graphs.stored_graph import read_tensor
 from sonic_convert.compilation.layout import Layout
 from sonic_convert.compilation.values import Emitter, RoundedConstant, Tensor, Value
 

@@ -29,7 +29,7 @@ import torch
 from sonic.engines.onnx import open_session, session_options
 from sonic.errors import InputError
 from sonic.verification.compare import Difference, compare
-from sonic_calibration.stored_graph import read_tensor, tensor_bytes
+from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import fusion
 from sonic_convert.export.submodels import Submodel, TensorSpec, measure

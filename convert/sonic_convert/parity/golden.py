@@ -54,7 +54,7 @@ from sonic.progress import Progress
 from sonic.verification.compare import compare
 from sonic.verification.golden import ExpectedClip, ExpectedOutput, GoldenVectors
 from sonic.verification.verify import generate_clip, measure_clip, measure_submodel, verification_info
-from sonic_calibration.recorder import Recorder
+from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import stages
 from sonic_convert.export.submodels import SUBMODELS, measure

@@ -25,8 +25,8 @@ from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file, write_json
 from sonic.verification.compare import Difference, compare
-from sonic_calibration.picture_quality import VideoDifference, compare_videos
-from sonic_calibration.recorder import Recorder
+from sonic_calibration.quality.picture import VideoDifference, compare_videos
+from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export.submodels import SUBMODELS

@@ -16,10 +16,10 @@ from sonic.media.video import Video
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import write_json
-from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
-from sonic_calibration.picture_quality import Box
-from sonic_calibration.quality_report import judge
-from sonic_calibration.video_face import largest_face, portrait_of_size
+from sonic_calibration.quality.picture import Box
+from sonic_calibration.quality.report import judge
+from sonic_calibration.quality.video_face import largest_face, portrait_of_size
+from sonic_calibration.recording.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
 from sonic_convert.bundle_writer import write_manifest
 
 

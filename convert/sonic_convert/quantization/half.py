@@ -10,8 +10,8 @@ import onnx
 from onnx import helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from sonic_calibration.layers import Layer, Use
-from sonic_calibration.stored_graph import StoredGraph, WeightKeeper
+from sonic_calibration.graphs.layers import Layer, Use
+from sonic_calibration.graphs.stored_graph import StoredGraph, WeightKeeper
 
 #: Parameters of a layer that is not worth nodes of its own.
 SMALL = 1 << 16

@@ -8,9 +8,9 @@ from pathlib import Path
 from sonic.bundle.manifest import Manifest
 from sonic.errors import InputError
 from sonic.progress import Progress
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import BUILT_IN, read_examples
-from sonic_calibration.recordings import RecordingOptions
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import BUILT_IN, read_examples
+from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.bundle_writer import check_target
 from sonic_convert.conversion import convert
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from sonic.errors import InputError
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_convert.quantization.topology import Topology
 
 Rule = Callable[[StoredGraph, Topology], str | None]

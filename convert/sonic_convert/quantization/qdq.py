@@ -18,15 +18,15 @@ import onnxruntime
 from onnx import helper
 
 from sonic.errors import InputError
-from sonic_calibration.layers import Layer, Use, find_layers
-from sonic_calibration.observers import METHODS, TensorStatistics, choose_range
-from sonic_calibration.stored_graph import (
+from sonic_calibration.graphs.layers import Layer, Use, find_layers
+from sonic_calibration.graphs.stored_graph import (
     StoredGraph,
     WeightKeeper,
     WeightWriter,
     open_beside,
     replace_graph,
 )
+from sonic_calibration.ranges.statistics import METHODS, TensorStatistics, choose_range
 from sonic_convert.quantization.arithmetic import Affine, IntegerWeight, affine, quantize_weight
 from sonic_convert.quantization.half import HalfWeights
 from sonic_convert.quantization.smoothing import find_groups, smooth
@@ -41,7 +41,7 @@ class QdqOptions:
 
     Attributes:
         isa: "x86" has uint8 activations, "aarch64" int8, as the kernels there want them.
-        method: one of `sonic_calibration.observers.METHODS`.
+        method: one of `sonic_calibration.ranges.statistics.METHODS`.
         smooth: search SmoothQuant's strength for every group of linear layers.
         correct_bias: put the mean error of rounded weights into the biases.
         symmetric: activations with zero point 0 (128 of uint8).

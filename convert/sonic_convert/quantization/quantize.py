@@ -22,12 +22,12 @@ from sonic.bundle.store import Bundle, open_bundle
 from sonic.bundle.work import Work
 from sonic.errors import InputError, warn
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors
-from sonic_calibration.examples import Example
-from sonic_calibration.layers import find_layers
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.recordings import RecordingOptions, Recordings, record
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration, calibrate, graph_digest, observed_tensors
+from sonic_calibration.ranges.statistics import TensorStatistics
+from sonic_calibration.recording.examples import Example
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings, record
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.export import stages
 from sonic_convert.export.submodels import SUBMODELS, Submodel

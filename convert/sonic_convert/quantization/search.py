@@ -18,9 +18,9 @@ from pathlib import Path
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import WHOLE_CLIPS, ClipSettings, Example
-from sonic_calibration.recordings import Recordings
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import WHOLE_CLIPS, ClipSettings, Example
+from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization.comparison import Reference, compare_with, generate_reference
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.quantize import QuantizationOptions, quantize_bundle

@@ -23,10 +23,10 @@ from sonic.diffusion.guidance import branch_weights
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.layers import Layer, find_layers
-from sonic_calibration.recordings import Recordings, Sample
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import Layer, find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.recordings import Recordings, Sample
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.qdq import DEFAULTS, QdqOptions, open_quantized
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sonic_calibration.layers import Layer
-from sonic_calibration.observers import TensorStatistics
+from sonic_calibration.graphs.layers import Layer
+from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_convert.quantization.arithmetic import Affine, affine, quantize_weight
 from sonic_convert.quantization.topology import Topology
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.stored_graph import StoredGraph
 
 
 @dataclass(frozen=True)

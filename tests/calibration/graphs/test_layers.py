@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from sonic.bundle.store import Bundle, open_bundle
-from sonic_calibration.layers import Layer, Use, find_layers
-from sonic_calibration.stored_graph import (
+from sonic_calibration.graphs.layers import Layer, Use, find_layers
+from sonic_calibration.graphs.stored_graph import (
     EXTERNAL_BYTES,
     StoredGraph,
     WeightKeeper,

@@ -11,7 +11,7 @@ from PIL import Image
 from sonic.errors import InputError, OutputError
 from sonic.media.audio import Sound
 from sonic.media.video import Video
-from sonic_calibration.contact_sheet import write_contact_sheet
+from sonic_calibration.quality.contact_sheet import write_contact_sheet
 
 BOX = (8.0, 8.0, 56.0, 72.0)
 RED, TEAL = (204, 62, 74), (0, 118, 138)

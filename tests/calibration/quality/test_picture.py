@@ -11,14 +11,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import gaussian_filter, shift
 
 from sonic.storage.spool import ArraySpool
-from sonic_calibration.quality import (
-    PSNR_OF_EQUAL_DB,
-    compare_videos,
-    flicker,
-    gradient_distance,
-    identity,
-    sharpness,
-)
+from sonic.verification.compare import PSNR_OF_EQUAL_DB
+from sonic_calibration.quality.identity import identity
+from sonic_calibration.quality.picture import compare_videos, flicker, gradient_distance, sharpness
 
 
 def test_a_strobe_at_borders_is_found() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sonic.errors import InputError
 from sonic.media.audio import Sound
 from sonic.media.video import Video, save_video
-from sonic_calibration.video_file import read_video
+from sonic_calibration.quality.video_file import read_video
 
 
 def frames(count: int = 10) -> np.ndarray:

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from sonic.bundle.manifest import read_manifest
 from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
 from sonic.errors import InputError, OutputError
-from sonic_calibration import calibration as module
-from sonic_calibration import segments as segments_module
-from sonic_calibration.calibration import Calibration, calibrate, graph_digest, observed_tensors
-from sonic_calibration.examples import Example
-from sonic_calibration.layers import find_layers
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.recordings import RecordingOptions, Recordings, Sample, record
-from sonic_calibration.segments import ValueStore, cut, needed_after, open_segment
-from sonic_calibration.stored_graph import StoredGraph, open_beside
+from sonic_calibration.graphs import segments as segments_module
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.segments import ValueStore, cut, needed_after, open_segment
+from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside
+from sonic_calibration.ranges import calibration as module
+from sonic_calibration.ranges.calibration import Calibration, calibrate, graph_digest, observed_tensors
+from sonic_calibration.ranges.statistics import TensorStatistics
+from sonic_calibration.recording.examples import Example
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings, Sample, record
 
 OPTIONS = RecordingOptions(calls=3, duration_seconds=0.3, resolution_pixels=64, steps=2)
 SUBMODELS = ("vae_decoder", "unet")

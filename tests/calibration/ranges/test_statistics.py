@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sonic.errors import InputError
-from sonic_calibration.observers import BINS, METHODS, TensorStatistics, choose_range
+from sonic_calibration.ranges.statistics import BINS, METHODS, TensorStatistics, choose_range
 
 # Multiples of a power of two: sums of these are exact, in whatever order, and so are the histogram's bins.
 INTEGERS = st.integers(-3000, 3000)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sonic.errors import InputError
 from sonic.media.audio import load_sound
 from sonic.media.portrait import load_portrait
-from sonic_calibration.examples import BUILT_IN, Example, read_examples
+from sonic_calibration.recording.examples import BUILT_IN, Example, read_examples
 
 STEMS = st.sets(st.text("abcdef", min_size=1, max_size=3), min_size=1, max_size=6)
 

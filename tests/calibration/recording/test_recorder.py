@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonic.engines.base import Call
-from sonic_calibration.recorder import Recorder
+from sonic_calibration.recording.recorder import Recorder
 
 
 def call(index: int, size: int = 4) -> Call:

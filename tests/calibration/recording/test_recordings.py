@@ -15,9 +15,9 @@ from PIL import Image
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
-from sonic_calibration import recordings as module
-from sonic_calibration.examples import Example
-from sonic_calibration.recordings import RecordingOptions, Recordings, Sample, record
+from sonic_calibration.recording import recordings as module
+from sonic_calibration.recording.examples import Example
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings, Sample, record
 
 OPTIONS = RecordingOptions(calls=16, duration_seconds=0.3, resolution_pixels=64, steps=2)
 

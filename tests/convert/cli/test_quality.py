@@ -12,7 +12,7 @@ from PIL import Image
 
 from sonic.media.audio import Sound
 from sonic.media.video import Video, save_video
-from sonic_calibration.quality import speech_opening
+from sonic_calibration.quality.mouth import speech_opening
 from sonic_convert.cli.main import main
 from sonic_convert.drawing.demo_portrait import draw_portrait, face_box
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from sonic.bundle.store import Bundle, open_bundle
-from sonic_calibration.layers import Layer, find_layers
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import Layer, find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
 from sonic_convert.export.submodels import SUBMODELS, measure

@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sonic.bundle.store import Bundle, open_bundle
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import Example, read_examples
-from sonic_calibration.layers import Layer, find_layers
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.recordings import RecordingOptions, Recordings
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import Layer, find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.ranges.statistics import TensorStatistics
+from sonic_calibration.recording.examples import Example, read_examples
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings
 from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions, open_quantized
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle

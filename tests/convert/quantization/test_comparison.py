@@ -13,7 +13,7 @@ from rich.console import Console
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import OutputError
-from sonic_calibration.examples import ClipSettings, Example
+from sonic_calibration.recording.examples import ClipSettings, Example
 from sonic_convert.quantization.comparison import (
     BundleComparison,
     ClipComparison,

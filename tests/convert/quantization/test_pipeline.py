@@ -10,8 +10,8 @@ import pytest
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.recordings import RecordingOptions
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.quantization import pipeline
 from sonic_convert.quantization.pipeline import ReducedPrecision, convert_reduced, reduce_bundle
 from sonic_convert.quantization.plan import PrecisionPlan

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sonic.bundle.manifest import SUBMODEL_NAMES
 from sonic.bundle.store import Bundle
 from sonic.errors import InputError
-from sonic_calibration.layers import find_layers
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_convert.quantization.plan import (
     LAYER_PRECISIONS,
     PRESETS,

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sonic.bundle.store import open_bundle
-from sonic_calibration.calibration import Calibration
+from sonic_calibration.ranges.calibration import Calibration
 from sonic_convert.cli.main import main
 
 SHORT = ["--calls", "2", "--resolution", "64", "--steps", "2"]

@@ -16,11 +16,11 @@ import pytest
 
 from sonic.bundle.store import Bundle
 from sonic.errors import InputError
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.layers import Layer, find_layers
-from sonic_calibration.observers import TensorStatistics
-from sonic_calibration.recordings import Recordings, Sample
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import Layer, find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.ranges.statistics import TensorStatistics
+from sonic_calibration.recording.recordings import Recordings, Sample
 from sonic_convert.export.submodels import picture_sizes, unet_sizes
 from sonic_convert.quantization import half
 from sonic_convert.quantization.plan import preset

@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 import sonic
 from sonic.errors import InputError
 from sonic.verification.compare import compare
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import ClipSettings, Example
-from sonic_calibration.layers import find_layers
-from sonic_calibration.recordings import RecordingOptions, Recordings
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import ClipSettings, Example
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings
 from sonic_convert.cli.main import main
 from sonic_convert.quantization import half
 from sonic_convert.quantization.comparison import compare_bundles, record_comparison

@@ -15,9 +15,9 @@ from sonic.bundle.manifest import SUBMODEL_NAMES
 from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.errors import InputError, OutputError
 from sonic.verification.verify import verify_bundle
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import Example
-from sonic_calibration.recordings import RecordingOptions, Recordings
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import Example
+from sonic_calibration.recording.recordings import RecordingOptions, Recordings
 from sonic_convert.quantization import quantize as module
 from sonic_convert.quantization.plan import PrecisionPlan, preset
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonic.errors import InputError
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.examples import ClipSettings, Example
-from sonic_calibration.recordings import Recordings
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.examples import ClipSettings, Example
+from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization import search as module
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.quantize import QuantizationOptions

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from sonic.bundle.store import Bundle
 from sonic.diffusion.guidance import guide
 from sonic.errors import InputError
-from sonic_calibration.calibration import Calibration
-from sonic_calibration.layers import find_layers
-from sonic_calibration.recordings import Recordings
-from sonic_calibration.stored_graph import StoredGraph
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph
+from sonic_calibration.ranges.calibration import Calibration
+from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization import sensitivity as module
 from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.report import write_sensitivity

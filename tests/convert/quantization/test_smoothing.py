@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from onnx.helper import make_node
 
 from sonic.bundle.store import Bundle
-from sonic_calibration.layers import find_layers
-from sonic_calibration.observers import choose_range
-from sonic_calibration.recordings import Recordings
-from sonic_calibration.stored_graph import StoredGraph, open_beside
+from sonic_calibration.graphs.layers import find_layers
+from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside
+from sonic_calibration.ranges.statistics import choose_range
+from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization.arithmetic import affine
 from sonic_convert.quantization.smoothing import STRENGTHS, Group, Smoothing, find_groups, smooth
 from sonic_convert.quantization.topology import Topology

@@ -17,21 +17,18 @@ from scipy.ndimage import gaussian_filter
 from sonic.errors import InputError
 from sonic.media.audio import Sound
 from sonic.media.video import Video
-from sonic_calibration.quality import (
-    PSNR_OF_EQUAL_DB,
+from sonic.verification.compare import PSNR_OF_EQUAL_DB
+from sonic_calibration.quality.identity import identity
+from sonic_calibration.quality.mouth import (
     closed_in_silence,
-    compare_videos,
-    flicker,
-    gradient_distance,
-    identity,
     lip_sync,
     mouth_amplitude,
     mouth_opening,
-    sharpness,
     speech_opening,
     speech_opening_of_samples,
 )
-from sonic_calibration.quality_report import judge, quality_table, write_quality
+from sonic_calibration.quality.picture import compare_videos, flicker, gradient_distance, sharpness
+from sonic_calibration.quality.report import judge, quality_table, write_quality
 
 RATE_HZ = 25.0
 SAMPLE_RATE_HZ = 16_000
