@@ -1,3 +1,3 @@
 """Converts a Sonic checkpoint into a bundle that the torch-free runtime reads."""
 
-__version__ = "0.1.0"
+from sonic import __version__ as __version__  # one release, one version

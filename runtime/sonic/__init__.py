@@ -18,7 +18,7 @@ from sonic.errors import BundleError, InputError, OutputError, SonicError, Sonic
 from sonic.media.video import Video, VideoStream, save_video
 from sonic.model import ClipResult, SonicModel, load_model
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # of all packages of the repository; both pyproject.toml read this line
 
 __all__ = [
     "BundleError",
