@@ -14,7 +14,7 @@ AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint format docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -43,7 +43,7 @@ convert: $(READY) ## CHECKPOINT=folder BUNDLE=folder [PRECISION=int8 OPTIONS=...
 parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTorch
 	$(BIN)/sonic-convert parity $(CHECKPOINT) $(BUNDLE)
 
-train-tiny: $(READY) ## train sonic-tiny from nothing (hours on two cores; goes on where it stopped)
+train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes on where it stopped)
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
 test: $(READY) ## run the fast tests
@@ -61,9 +61,18 @@ bridge: $(READY) ## build the library between TVM and the Arm Compute Library: b
 compile: $(READY) ## BUNDLE=folder TARGET=kunpeng920 [OPTIONS=...]: compile a bundle for aarch64 to BUNDLE-TARGET
 	$(BIN)/sonic-convert compile $(BUNDLE) $(BUNDLE)-$(TARGET) --target $(TARGET) $(OPTIONS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff (errors and layout) and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert training/sonic_training
+
+format: $(READY) ## lay the code out as 'make lint' wants it
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY) ## build the documentation in build/docs; a warning is an error
+	@$(BIN)/python -m pip install --quiet -e '.[docs]' || { echo "Sphinx and its extensions cannot be installed; pip's message above says why"; exit 1; }
+	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
 
 bench: $(READY) ## CHECKPOINT=folder BUNDLE=folder [OPTIONS=...]: time it beside PyTorch and OpenVINO; report in build/bench
 	@$(BIN)/python -m pip install --quiet -e '.[bench]' || { echo "matplotlib and openvino cannot be installed; pip's message above says why"; exit 1; }
