@@ -9,8 +9,8 @@ import onnx
 from tvm import relax
 
 from sonic_convert.compilation import elementary, tensor_programs
+from sonic_convert.compilation.context import Handler, Lowering, attributes_of, lower_with_tvm_frontend
 from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
-from sonic_convert.compilation.lowering import Lowering, attributes_of, by_front_end, handles
 from sonic_convert.compilation.rounded_operators import convolve_rounded, is_exact, multiply_rounded
 from sonic_convert.compilation.rules import TVM, Convolution, function_of
 from sonic_convert.compilation.shape_operators import as_tensor, new_shape, with_rank
@@ -27,7 +27,6 @@ _UNARY = {
 _ELEMENTARY = {"Sigmoid": elementary.sigmoid_of, "Erf": elementary.erf_of, "Exp": elementary.exp_of}
 
 
-@handles(*_UNARY, *_ELEMENTARY)
 def _unary(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     if node.op_type in _UNARY:
@@ -37,7 +36,6 @@ def _unary(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
 
 
-@handles(*_BINARY)
 def _binary(state: Lowering, node: onnx.NodeProto) -> None:
     activated = _silu_input(state, node) if node.op_type == "Mul" else ""
     if activated:
@@ -75,14 +73,13 @@ def _silu_input(state: Lowering, node: onnx.NodeProto) -> str:
     return ""
 
 
-@handles("Conv")
 def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     value, stored = as_tensor(state.value(node, 0)), state.value(node, 1)
     attributes = attributes_of(node)
     flat = len(value.shape) == 3  # over one axis: a picture of one row
     axes = len(value.shape) - 2
     if axes > 2 or isinstance(stored, Tensor) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     pads, strides, dilations = (
         list(attributes.get(name, [default] * axes * (2 if name == "pads" else 1)))
@@ -100,7 +97,7 @@ def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     )  # fmt: skip
     function = function_of(geometry) if state.use_library else TVM
     if function == TVM:
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     rounded = None if flat else value.rounded
     if isinstance(stored, RoundedConstant) and rounded and is_exact(state, node, rounded, stored, 0):
@@ -134,11 +131,10 @@ def _library_convolution(
     state.values[node.output[0]] = result
 
 
-@handles("MatMul", "Gemm")
 def _product(state: Lowering, node: onnx.NodeProto) -> None:
     left, right = state.value(node, 0), state.value(node, 1)
     if not state.use_library or node.op_type == "Gemm" and not _is_linear(state, node):
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     turned = node.op_type == "Gemm" and bool(attributes_of(node).get("transB"))
     rounded = left.rounded if isinstance(left, Tensor) else None
@@ -215,11 +211,10 @@ def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Va
     state.values[node.output[0]] = Tensor(expression, plain)
 
 
-@handles("MultiHeadAttention")
 def _attention(state: Lowering, node: onnx.NodeProto) -> None:
     attributes = attributes_of(node)
     if any(node.input[3:]) or attributes.get("unidirectional"):
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     query, key, value = (state.emit.plain(state.value(node, index)) for index in range(3))
     heads = int(attributes["num_heads"])
@@ -238,11 +233,10 @@ def _attention(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = Tensor(expression, Layout.plain(shape))
 
 
-@handles("Softmax")
 def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     if not state.use_library:
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     axis = attributes_of(node).get("axis", -1)
     rows, like, count = state.emit.flat(value, axis)
@@ -251,12 +245,11 @@ def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = state.emit.unflat(expression, like, size)
 
 
-@handles("LayerNormalization")
 def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     rank, gamma = len(value.shape), state.value(node, 1)
     if attributes_of(node).get("axis", -1) % rank != rank - 1 or isinstance(gamma, Tensor):
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     if len(node.input) == 2 and rank == 3 and (np.asarray(gamma) == 1).all() and _group_norm(state, node):
         return
@@ -342,3 +335,17 @@ def _silu_after(state: Lowering, value: str) -> str | None:
         return None
     state.done |= {sigmoid, product.output[0]}
     return product.output[0]
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(_UNARY, _unary),
+    **dict.fromkeys(_ELEMENTARY, _unary),
+    **dict.fromkeys(_BINARY, _binary),
+    "Conv": _convolution,
+    "MatMul": _product,
+    "Gemm": _product,
+    "MultiHeadAttention": _attention,
+    "Softmax": _softmax,
+    "LayerNormalization": _layer_norm,
+}
+"""How each operator of this module is lowered."""

@@ -15,8 +15,8 @@ from tvm import relax
 
 from sonic.errors import InputError
 from sonic_convert.compilation import elementary
+from sonic_convert.compilation.context import Handler, Lowering, attributes_of, lower_with_tvm_frontend
 from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
-from sonic_convert.compilation.lowering import Lowering, attributes_of, by_front_end, handles
 from sonic_convert.compilation.rules import Convolution
 from sonic_convert.compilation.values import RoundedConstant, Rounding, Tensor
 
@@ -33,7 +33,6 @@ def _rounding(state: Lowering, node: onnx.NodeProto) -> Rounding | None:
     return Rounding(float(scale.item()), int(zero.item()))
 
 
-@handles("QuantizeLinear")
 def _quantize(state: Lowering, node: onnx.NodeProto) -> None:
     value, rounding = state.value(node, 0), _rounding(state, node)
     if len(node.input) < 3 or np.asarray(state.value(node, 2)).dtype == np.uint8:
@@ -42,14 +41,13 @@ def _quantize(state: Lowering, node: onnx.NodeProto) -> None:
             "the full-precision bundle with --isa aarch64"
         )
     if rounding is None or not isinstance(value, Tensor):
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     formula = partial(elementary.rounded_of, scale=rounding.scale, zero_point=rounding.zero_point)
     expression = state.emit.elementwise(formula, value.expression, "quantize")
     state.values[node.output[0]] = Tensor(expression, value.layout, "int8", rounding)
 
 
-@handles("DequantizeLinear")
 def _dequantize(state: Lowering, node: onnx.NodeProto) -> None:
     value = state.value(node, 0)
     if isinstance(value, np.ndarray):
@@ -64,7 +62,7 @@ def _dequantize(state: Lowering, node: onnx.NodeProto) -> None:
         state.values[node.output[0]] = RoundedConstant(value, scales, axis)
         return
     if not isinstance(value, Tensor) or value.rounding is None:
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     rounding = value.rounding
     formula = partial(elementary.real_of, scale=rounding.scale, zero_point=rounding.zero_point)
@@ -182,3 +180,10 @@ def _steps(real: np.ndarray, rounding: Rounding, weight: RoundedConstant, output
     """Real numbers in steps of a layer's accumulator, float64 (outputs,)."""
     step = rounding.scale * _scales(weight, outputs).astype(np.float64)
     return np.rint(np.broadcast_to(real, (outputs,)) / step)
+
+
+HANDLERS: dict[str, Handler] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}
+"""How each operator of this module is lowered."""

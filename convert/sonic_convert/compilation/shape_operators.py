@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from tvm import relax
 
+from sonic_convert.compilation.context import Handler, Lowering, attributes_of, lower_with_tvm_frontend
 from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
-from sonic_convert.compilation.lowering import Lowering, attributes_of, by_front_end, handles
 from sonic_convert.compilation.values import Tensor, Value
 
 
@@ -25,14 +25,12 @@ def with_rank(state: Lowering, value: Value, rank: int) -> Value:
     return state.array(value).reshape(shape)
 
 
-@handles("Transpose")
 def _transpose(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     permutation = attributes_of(node).get("perm", range(len(value.shape))[::-1])
     state.values[node.output[0]] = state.emit.transposed(value, permutation)
 
 
-@handles("Reshape", "Unsqueeze", "Squeeze", "Flatten")
 def _reshape(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     state.values[node.output[0]] = state.emit.reshaped(value, new_shape(state, node, value.shape))
@@ -59,12 +57,10 @@ def new_shape(state: Lowering, node: onnx.NodeProto, shape: tuple[int, ...]) -> 
     return tuple(1 if axis in new else next(sizes_left) for axis in range(rank))
 
 
-@handles("Identity", "Dropout")
 def _identity(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = state.value(node, 0)
 
 
-@handles("Concat")
 def _concat(state: Lowering, node: onnx.NodeProto) -> None:
     values = [state.values[name] for name in node.input]
     tensors = [value for value in values if isinstance(value, Tensor)]
@@ -78,7 +74,6 @@ def _concat(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = Tensor(result, Layout(tuple(shape), order), leader.dtype)
 
 
-@handles("Split")
 def _split(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     axis = attributes_of(node).get("axis", 0) % len(value.shape)
@@ -90,7 +85,6 @@ def _split(state: Lowering, node: onnx.NodeProto) -> None:
         state.values[name] = _sliced(state, value, {axis: (int(begin), int(end), 1)})
 
 
-@handles("Slice")
 def _slice(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     parts = [np.asarray(state.values[name]) if name else None for name in node.input[1:]]
@@ -99,7 +93,7 @@ def _slice(state: Lowering, node: onnx.NodeProto) -> None:
     axes = parts[2] if len(parts) > 2 and parts[2] is not None else np.arange(len(starts))
     steps = parts[3] if len(parts) > 3 and parts[3] is not None else np.ones(len(starts), np.int64)
     if (steps < 1).any():
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     ranges = {}
     for axis, begin, end, step in zip(axes, starts, ends, steps, strict=True):
@@ -119,11 +113,10 @@ def _sliced(state: Lowering, value: Tensor, ranges: dict[int, tuple[int, int, in
     return Tensor(result, Layout(tuple(shape), value.layout.order), value.dtype)
 
 
-@handles("Gather")
 def _gather(state: Lowering, node: onnx.NodeProto) -> None:
     value, indices = state.value(node, 0), state.value(node, 1)
     if not isinstance(value, Tensor) or not isinstance(indices, np.ndarray) or indices.size != 1:
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     axis = attributes_of(node).get("axis", 0) % len(value.shape)
     begin = int(indices.item()) % value.shape[axis]
@@ -132,7 +125,6 @@ def _gather(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = state.emit.reshaped(part, shape)
 
 
-@handles("Expand")
 def _expand(state: Lowering, node: onnx.NodeProto) -> None:
     value = as_tensor(state.value(node, 0))
     shape = tuple(int(s) for s in np.broadcast_shapes(value.shape, tuple(np.asarray(state.value(node, 1)))))
@@ -144,11 +136,10 @@ def _expand(state: Lowering, node: onnx.NodeProto) -> None:
     state.values[node.output[0]] = Tensor(expression, layout, value.dtype)
 
 
-@handles("DepthToSpace")
 def _depth_to_space(state: Lowering, node: onnx.NodeProto) -> None:
     attributes = attributes_of(node)
     if attributes.get("mode", b"DCR") != b"DCR":
-        by_front_end(state, node)
+        lower_with_tvm_frontend(state, node)
         return
     value = state.emit.ordered(state.value(node, 0), CHANNELS_LAST)
     block = attributes["blocksize"]
@@ -160,3 +151,21 @@ def _depth_to_space(state: Lowering, node: onnx.NodeProto) -> None:
     layout = Layout((batch, channels, height * block, width * block), CHANNELS_LAST)
     expression = state.emit.emit(relax.op.reshape(expression, list(layout.stored_shape)))
     state.values[node.output[0]] = Tensor(expression, layout)
+
+
+HANDLERS: dict[str, Handler] = {
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Unsqueeze": _reshape,
+    "Squeeze": _reshape,
+    "Flatten": _reshape,
+    "Identity": _identity,
+    "Dropout": _identity,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Expand": _expand,
+    "DepthToSpace": _depth_to_space,
+}
+"""How each operator of this module is lowered."""
