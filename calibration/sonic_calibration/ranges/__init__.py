@@ -1,0 +1,1 @@
+"""Statistics of tensors, and the quantization ranges that follow from them."""

@@ -1,0 +1,1 @@
+"""Inputs and outputs of the submodels, recorded while example clips are generated."""
