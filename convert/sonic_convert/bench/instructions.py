@@ -1,10 +1,10 @@
 """How many instructions a call of a compiled submodel takes, counted by the emulator.
 
-    python -m sonic_convert.compilation.instructions build/instructions.json
+    python -m sonic_convert.bench.instructions build/instructions.json
 
-There is no ARM machine here, so there are no times; instructions of one thread are counted, with a plugin of
-qemu. What a call takes is the difference of two processes, one of which calls once more. What the file holds
-already is not counted again.
+Where there is no ARM machine to time calls on, instructions of one thread are counted, with a plugin of qemu.
+What a call takes is the difference of two processes, one of which calls once more. What the file already
+holds is not counted again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sonic.errors import InputError
 from sonic.progress import ConsoleProgress, Progress
 from sonic.storage.files import write_json
 from sonic_calibration.recording.recordings import RecordingOptions
+from sonic_convert.bench import run_calls
 from sonic_convert.checkpoint.checkpoint import EMBEDDED
-from sonic_convert.compilation import run_calls
 from sonic_convert.compilation.bridge_build import build_bridge
 from sonic_convert.compilation.compile import CompileOptions, compile_submodel
 from sonic_convert.compilation.sizes import shapes_of
