@@ -18,9 +18,7 @@ from sonic_convert.checkpoint.config import (
     read_json,
 )
 from sonic_convert.checkpoint.layout import CONFIGS, OWN_CONFIG, WEIGHTS, Variant, check_files, find_weights
-from sonic_convert.checkpoint.tensor_files import load_strict, read_tensors
-
-__all__ = ["COMPONENTS", "DEFAULT_LICENSE", "Checkpoint", "load_strict"]
+from sonic_convert.checkpoint.tensor_files import read_tensors
 
 COMPONENTS = (
     "audio_encoder",

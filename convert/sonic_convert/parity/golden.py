@@ -4,8 +4,8 @@ When a checkpoint is converted, the finished graphs generate a clip of a third o
 portrait and the recording that this package brings along, small (two of the portrait's size multiples: 128
 pixels) and in few steps. Of every submodel the call in the middle is kept, and PyTorch, running the
 published forward, says what should have come out; then PyTorch generates the whole clip from the same noise.
-A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's face is
-given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one lies.
+A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's face
+is given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one lies.
 
 How far a bundle may be from PyTorch:
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from sonic.bundle.constants import Constants
 from sonic.errors import InputError
-from sonic_convert.checkpoint.checkpoint import COMPONENTS, Checkpoint, load_strict
-from sonic_convert.checkpoint.tensor_files import read_tensors
+from sonic_convert.checkpoint.checkpoint import COMPONENTS, Checkpoint
+from sonic_convert.checkpoint.tensor_files import load_strict, read_tensors
 from sonic_convert.synth.synthesize import synthesize
 
 SVD = "stable-video-diffusion-img2vid-xt"
