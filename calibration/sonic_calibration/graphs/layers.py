@@ -1,4 +1,4 @@
-"""The layers of a graph that can be quantized: its convolutions and its products with constant weights.
+"""The layers of a graph that can be quantized: convolutions and matrix products with constant weights.
 
 for layer in find_layers(StoredGraph.open(path)):
     print(layer.name, layer.operator, layer.uses[0].activation)
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 
 from sonic_calibration.graphs.stored_graph import StoredGraph
 
@@ -17,7 +18,13 @@ _OPERATORS = ("Conv", "MatMul", "Gemm")
 
 @dataclass(frozen=True)
 class Use:
-    """One node that uses a layer's weights: its name, the tensor that it reads and the one it makes."""
+    """One node that uses a layer's weight.
+
+    Attributes:
+        node: the node's name.
+        activation: the tensor that it multiplies with the weight.
+        output: the tensor that it computes.
+    """
 
     node: str
     activation: str
@@ -26,18 +33,19 @@ class Use:
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights, and the nodes that use them.
+    """A constant weight, and the nodes that use it.
 
     Attributes:
-        name: from its weights' name, ``unet.down_blocks.0.resnets.0.space.conv1``; unique in its graph.
+        name: derived from the weight's name, such as ``unet.down_blocks.0.resnets.0.space.conv1``; unique
+            within the graph.
         operator: "Conv", "MatMul" or "Gemm".
-        weight: the initializer's name.
-        bias: that of a Conv's or Gemm's constant bias, or None.
-        uses: at least one.
-        shape: of the weight.
-        output_axis: the weight's axis of outputs; each output has a scale of its own.
-        input_axis: the weight's axis of inputs.
-        channel_axis: the activation's axis of channels, from the end.
+        weight: the weight's initializer.
+        bias: the initializer of the bias of a Conv or Gemm; None if there is none or it is computed.
+        uses: the nodes that use the weight, at least one.
+        shape: shape of the weight.
+        output_axis: the weight's axis of output channels, each of which is quantized with its own scale.
+        input_axis: the weight's axis of input channels.
+        channel_axis: the activation's channel axis, counted from the end (negative).
     """
 
     name: str
@@ -52,7 +60,7 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the weight."""
+        """Number of elements of the weight."""
         return int(np.prod(self.shape))
 
     @property
@@ -62,7 +70,7 @@ class Layer:
 
 
 def find_layers(graph: StoredGraph) -> list[Layer]:
-    """Every layer with constant weights, in the graph's order."""
+    """Every layer with a constant weight, in the order of the graph's nodes."""
     found: dict[tuple[object, ...], Layer] = {}
     names: dict[str, int] = {}
     for node in graph.model.graph.node:
@@ -80,14 +88,17 @@ def find_layers(graph: StoredGraph) -> list[Layer]:
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in graph.initializers else None
         name = _layer_name(weight, node.name)
         names[name] = names.get(name, 0) + 1
-        if names[name] > 1:  # one weight as Gemm and, transposed, as MatMul
+        if names[name] > 1:  # one weight may be used by a Gemm and, transposed, by a MatMul
             name = f"{name}#{names[name]}"
         found[key] = Layer(name, node.op_type, weight, bias, (use,), shape, *axes)
     return list(found.values())
 
 
-def _axes(node, rank: int) -> tuple[int, int, int] | None:  # type: ignore[no-untyped-def]
-    """Axes of outputs and inputs in the weight, and of channels in the activation."""
+def _axes(node: onnx.NodeProto, rank: int) -> tuple[int, int, int] | None:
+    """The weight's output and input axes and the activation's channel axis.
+
+    None for a Gemm that transposes its activation.
+    """
     if node.op_type == "Conv":
         return 0, 1, 1 - rank
     if node.op_type == "MatMul":
@@ -99,7 +110,7 @@ def _axes(node, rank: int) -> tuple[int, int, int] | None:  # type: ignore[no-un
 
 
 def _layer_name(weight: str, node: str) -> str:
-    """``conv_in`` from ``conv_in.weight``; weights that have no name of their own go by their node's."""
+    """``conv_in`` for ``conv_in.weight``; a weight without a descriptive name is called after its node."""
     if weight.startswith("onnx::") or "." not in weight:
         parts = [part for part in node.split("/") if part]
         return ".".join(parts[:-1] or parts)

@@ -1,7 +1,7 @@
-"""Running a graph piece by piece, so that what every layer sees can be looked at in little memory.
+"""Runs a graph segment by segment, so that every layer's activations can be observed in little memory.
 
-A graph of 6 GB is cut into segments of a few hundred megabytes of weights. Each is loaded once, all
-samples pass through it, and what later segments need waits on disk.
+A 6 GB graph is split into segments with a few hundred megabytes of weights each. Each segment is loaded
+once and runs on all samples; tensors that later segments need are kept on disk.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import onnxruntime
 
 from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside, replace_graph, tensor_bytes
 
-_WEIGHT_BYTES = 400_000_000
-_OBSERVED = 8  # tensors of one segment that are looked at; all of them are in memory together
+_WEIGHT_BYTES_PER_SEGMENT = 400_000_000
+_OBSERVED_PER_SEGMENT = 8  # the observed tensors of a segment are all in memory at the same time
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes that follow each other.
+    """Consecutive nodes of a graph.
 
     Attributes:
-        nodes: of the graph.
-        inputs: tensors from before.
-        outputs: tensors that later segments, or the graph's results, need.
-        observed: tensors made here that are to be looked at.
+        nodes: the nodes, in execution order.
+        inputs: graph inputs and tensors of earlier segments that the nodes read.
+        outputs: computed tensors that later segments read or that are outputs of the graph.
+        observed: computed tensors whose statistics are collected.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -38,58 +38,75 @@ class Segment:
     observed: tuple[str, ...]
 
 
-def cut(graph: StoredGraph, observed: Collection[str]) -> list[Segment]:
-    """Cut a graph's nodes, which are in the order of their execution, into segments."""
-    pieces: list[list[onnx.NodeProto]] = [[]]
-    weight_bytes = count = 0
+def split_graph(graph: StoredGraph, observed: Collection[str]) -> list[Segment]:
+    """Split a graph into segments of limited weights and observed tensors.
+
+    Args:
+        graph: its nodes are in execution order, as ONNX demands.
+        observed: names of the tensors whose statistics are collected.
+
+    Returns:
+        The segments in execution order; every node is in exactly one of them.
+    """
+    groups: list[list[onnx.NodeProto]] = [[]]
+    weight_bytes = observed_count = 0
     for node in graph.model.graph.node:
         size = sum(
             tensor_bytes(graph.initializers[name]) for name in node.input if name in graph.initializers
         )
-        looked_at = sum(name in observed for name in node.output)
-        if pieces[-1] and (weight_bytes + size > _WEIGHT_BYTES or count + looked_at > _OBSERVED):
-            pieces.append([])
-            weight_bytes = count = 0
-        pieces[-1].append(node)
+        observed_here = sum(name in observed for name in node.output)
+        if groups[-1] and (
+            weight_bytes + size > _WEIGHT_BYTES_PER_SEGMENT
+            or observed_count + observed_here > _OBSERVED_PER_SEGMENT
+        ):
+            groups.append([])
+            weight_bytes = observed_count = 0
+        groups[-1].append(node)
         weight_bytes += size
-        count += looked_at
+        observed_count += observed_here
     needed = {output.name for output in graph.model.graph.output}
     segments: list[Segment] = []
-    for nodes in reversed(pieces):
-        made = [name for node in nodes for name in node.output if name]
+    for nodes in reversed(groups):
+        computed = [name for node in nodes for name in node.output if name]
         read = dict.fromkeys(name for node in nodes for name in node.input if name)
-        outputs = tuple(name for name in made if name in needed)
-        inputs = tuple(name for name in read if name not in made and name not in graph.initializers)
-        looked = tuple(name for name in made if name in observed)
-        segments.append(Segment(tuple(nodes), inputs, outputs, looked))
+        outputs = tuple(name for name in computed if name in needed)
+        inputs = tuple(name for name in read if name not in computed and name not in graph.initializers)
+        segment_observed = tuple(name for name in computed if name in observed)
+        segments.append(Segment(tuple(nodes), inputs, outputs, segment_observed))
         needed |= set(inputs)
     return segments[::-1]
 
 
 def open_segment(
-    graph: StoredGraph, segment: Segment, known: Mapping[str, np.ndarray]
+    graph: StoredGraph, segment: Segment, example_inputs: Mapping[str, np.ndarray]
 ) -> onnxruntime.InferenceSession:
     """Load a segment.
 
     Args:
-        graph: where it comes from.
-        segment: of `cut`.
-        known: its inputs in one sample, for their types.
+        graph: the graph that the segment is part of.
+        segment: a segment returned by `split_graph`.
+        example_inputs: its inputs in one sample by name, which give their dtypes and ranks.
+
+    Returns:
+        A session with the segment's inputs, and its outputs and observed tensors as outputs.
     """
     read = {name for node in segment.nodes for name in node.input}
     weights = [graph.initializers[name] for name in sorted(read) if name in graph.initializers]
     model = replace_graph(graph.model, segment.nodes, weights)
     del model.graph.input[:], model.graph.output[:]
     for name in segment.inputs:
-        kind = onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * known[name].ndim))
+        example = example_inputs[name]
+        element_type = onnx.helper.np_dtype_to_tensor_dtype(example.dtype)
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(name, element_type, [None] * example.ndim)
+        )
     for name in dict.fromkeys((*segment.outputs, *segment.observed)):
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     return open_beside(model, graph.path.parent)
 
 
 class ValueStore:
-    """Tensors of samples that wait on disk, a file each."""
+    """Keeps tensors of samples on disk, one file each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -98,17 +115,17 @@ class ValueStore:
         return self._folder / f"{sample:05d}" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
     def write(self, sample: int, name: str, values: np.ndarray) -> None:
-        """Keep a tensor of a sample."""
+        """Store a tensor of a sample, replacing an earlier one of the same name."""
         path = self._path(sample, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, values)
 
     def read(self, sample: int, name: str) -> np.ndarray:
-        """The tensor again."""
+        """Read back a stored tensor."""
         return np.asarray(np.load(self._path(sample, name), allow_pickle=False))
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what is not among `names`, of all samples."""
+        """Delete all tensors, of every sample, whose names are not in `names`."""
         wanted = {self._path(0, name).name for name in names}
         for path in self._files():
             if path.name not in wanted:
@@ -118,8 +135,8 @@ class ValueStore:
         return self._folder.glob("*/*.npy")
 
 
-def needed_after(segments: list[Segment], index: int) -> set[str]:
-    """Tensors that segments from `index` on read but do not make."""
+def needed_from(segments: list[Segment], index: int) -> set[str]:
+    """Names of the tensors that segments `index` and later read but do not compute themselves."""
     needed: set[str] = set()
     for segment in reversed(segments[index:]):
         needed -= {name for node in segment.nodes for name in node.output}

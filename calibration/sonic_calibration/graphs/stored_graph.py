@@ -1,9 +1,9 @@
-"""Reading and writing the weights of an ONNX graph one tensor at a time.
+"""Reads and writes the weights of an ONNX graph one tensor at a time.
 
     graph = StoredGraph.open(Path("bundle/unet/model.onnx"))
     array = graph.load("unet.conv_in.weight")
 
-A graph of 6 GB is rewritten in the memory of its largest tensor: everything else stays on disk.
+Rewriting a 6 GB graph takes no more memory than its largest tensor: everything else stays on disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 
 from sonic.engines.onnx import session_options
 
-EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference can see them
+EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph, where ONNX's shape inference reads them
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class StoredGraph:
 
     Attributes:
         path: the graph's file.
-        model: the graph; large weights are references into a file beside it.
-        initializers: its weights by name.
+        model: the graph; large weights are references to a file in the same folder.
+        initializers: the weights by name, as they stand in `model`.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class StoredGraph:
 
     @classmethod
     def open(cls, path: Path) -> StoredGraph:
-        """Read a graph without its weights."""
+        """Read a graph without its external weights."""
         model = onnx.load(str(path), load_external_data=False)
         return cls(path, model, {tensor.name: tensor for tensor in model.graph.initializer})
 
@@ -48,12 +48,12 @@ class StoredGraph:
         return tuple(self.initializers[name].dims)
 
     def load(self, name: str) -> np.ndarray:
-        """One weight, read from disk."""
+        """Read one weight; an array of the weight's shape and dtype."""
         return read_tensor(self.initializers[name], self.path.parent)
 
 
 def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
-    """A tensor's values, from the file in `folder` that it refers to where it refers to one."""
+    """A tensor's values, read from the file in `folder` if the tensor is stored externally."""
     if external_data_helper.uses_external_data(tensor):
         tensor, stored = TensorProto(), tensor
         tensor.CopyFrom(stored)
@@ -62,22 +62,22 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
-    """The size of a tensor's values, wherever they are."""
+    """The size of a tensor's values in bytes, whether they are in the graph or in an external file."""
     width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     return int(np.prod(tensor.dims, dtype=np.int64)) * width
 
 
 class WeightKeeper:
-    """Collects the initializers of a graph that stays in memory; unchanged ones stay references.
+    """Collects the initializers of a graph that stays in memory; unchanged ones stay external references.
 
-    A session finds what they refer to with `open_beside`.
+    `open_beside` opens a session that resolves these references.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, TensorProto] = {}
 
     def add(self, name: str, array: np.ndarray) -> str:
-        """Add a new weight, once; returns its name."""
+        """Add a new weight, unless one of this name was added before; returns its name."""
         if name not in self.tensors:
             self.tensors[name] = self._tensor(name, np.asarray(array, order="C"))
         return name
@@ -86,12 +86,12 @@ class WeightKeeper:
         return numpy_helper.from_array(array, name)
 
     def keep(self, graph: StoredGraph, name: str) -> None:
-        """Add a weight as it is."""
+        """Add a weight of a graph unchanged."""
         self.tensors[name] = graph.initializers[name]
 
 
 def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
-    """A session of a model in memory whose large weights are in a folder's files."""
+    """Open a session for a model in memory whose external weights are in files of `folder`."""
     options = session_options()
     entry = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(entry, str(folder.absolute()))
@@ -101,11 +101,13 @@ def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSe
 
 
 class WeightWriter(WeightKeeper):
-    """Collects the initializers of a graph that is written, large ones in a file beside it; a ``with`` block.
+    """Collects the initializers of a graph to be saved, and writes large ones to a file in the same folder.
+
+    A context manager: leaving the ``with`` block closes the file.
 
     Args:
-        graph: where the new graph will be; the file of its weights is named after it.
-        external: whether large weights go to that file, or all of them into the graph.
+        graph: path of the new graph; the weights' file has the same name with ``.data`` appended.
+        external: True to store large weights in that file, False to keep all of them in the graph.
     """
 
     def __init__(self, graph: Path, external: bool) -> None:
@@ -115,7 +117,7 @@ class WeightWriter(WeightKeeper):
         self._file: IO[bytes] | None = None
 
     def keep(self, graph: StoredGraph, name: str) -> None:
-        """Add a weight of another graph as it is."""
+        """Add a copy of another graph's weight."""
         self.add(name, graph.load(name))
 
     def _tensor(self, name: str, array: np.ndarray) -> TensorProto:
@@ -143,7 +145,10 @@ def replace_graph(
     nodes: Iterable[onnx.NodeProto],
     initializers: Iterable[TensorProto],
 ) -> onnx.ModelProto:
-    """The same interface with other nodes and weights; intermediate shapes are left out."""
+    """Copy a model with other nodes and initializers; the shapes of intermediate tensors are dropped.
+
+    Inputs, outputs and metadata stay the same, and `model` itself is left unchanged.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for field in ("node", "initializer", "value_info"):

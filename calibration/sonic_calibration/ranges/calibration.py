@@ -1,5 +1,6 @@
-"""Statistics of what every layer sees, collected segment by segment, and the file that holds them.
+"""Collects statistics of every layer's activations, segment by segment, and stores them in a file.
 
+observed = observed_tensors(find_layers(StoredGraph.open(bundle.graph_path("unet"))))
 calibration = calibrate(bundle, recordings, {"unet": observed}, Path("work"))
 calibration.save(Path("sonic-base.calibration.npz"))
 """
@@ -24,26 +25,26 @@ from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file
 from sonic_calibration.graphs.layers import Layer
-from sonic_calibration.graphs.segments import Segment, ValueStore, cut, needed_after, open_segment
+from sonic_calibration.graphs.segments import Segment, ValueStore, needed_from, open_segment, split_graph
 from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_calibration.recording.recordings import Recordings, Sample
 
 _VERSION = 1
-_ABOUT = "about"
+_ABOUT_KEY = "about"
 _FIELDS = tuple(field.name for field in fields(TensorStatistics))
 
-Observed = Mapping[str, int]  # tensor -> its axis of channels, from the end
+Observed = Mapping[str, int]  # tensor name -> channel axis, counted from the end (negative)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was seen.
+    """Statistics of the tensors of one or more submodels.
 
     Attributes:
-        tensors: of every submodel, statistics by tensor.
-        graphs: of every submodel, the digest of the graph it was collected from.
-        recordings: the digest of what was recorded.
+        tensors: for every submodel, the statistics by tensor name.
+        graphs: for every submodel, the digest of the graph that was calibrated (`graph_digest`).
+        recordings: the digest of the recordings that ran through the graphs.
     """
 
     tensors: dict[str, dict[str, TensorStatistics]]
@@ -52,7 +53,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Of everything that was collected."""
+        """SHA-256 of all statistics and of the digests, in hexadecimal."""
         digest = hashlib.sha256(json.dumps([_VERSION, self.graphs, self.recordings]).encode())
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode())
@@ -68,13 +69,13 @@ class Calibration:
         }
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the statistics as an .npz file, atomically.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         about = {"version": _VERSION, "graphs": self.graphs, "recordings": self.recordings}
-        arrays = {_ABOUT: np.array(json.dumps(about)), **self._arrays()}
+        arrays = {_ABOUT_KEY: np.array(json.dumps(about)), **self._arrays()}
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
@@ -84,29 +85,29 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read the file.
+        """Read a file that `save` wrote.
 
         Raises:
-            InputError: it is missing, or no calibration.
+            InputError: the file is missing, damaged, not a calibration, or of another version.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                about = json.loads(str(file[_ABOUT]))
+                about = json.loads(str(file[_ABOUT_KEY]))
                 if about["version"] != _VERSION:
                     raise InputError(
-                        f"{path} is of version {about['version']}, but {_VERSION} is read here; "
-                        "calibrate again"
+                        f"{path} is of version {about['version']}, but this program reads version "
+                        f"{_VERSION}; calibrate again"
                     )
                 found: dict[str, dict[str, dict[str, Any]]] = {}
                 for key in file:
-                    if key != _ABOUT:
+                    if key != _ABOUT_KEY:
                         submodel, tensor, field = key.split("|")
                         array = file[key]
                         value = array if array.ndim else array.item()
                         found.setdefault(submodel, {}).setdefault(tensor, {})[field] = value
             tensors = {
-                submodel: {name: TensorStatistics(**values) for name, values in of_submodel.items()}
-                for submodel, of_submodel in found.items()
+                submodel: {name: TensorStatistics(**values) for name, values in by_tensor.items()}
+                for submodel, by_tensor in found.items()
             }
             return cls(tensors, dict(about["graphs"]), str(about["recordings"]))
         except InputError:
@@ -117,7 +118,11 @@ class Calibration:
             ) from error
 
     def check_fits(self, manifest: Manifest, source: str) -> None:
-        """Refuse a calibration of another model.
+        """Check that the calibration belongs to a bundle.
+
+        Args:
+            manifest: the bundle's manifest.
+            source: the calibration's file name, for the error message.
 
         Raises:
             InputError: a graph of the bundle is not the one that was calibrated.
@@ -125,19 +130,19 @@ class Calibration:
         for submodel, digest in self.graphs.items():
             if digest != graph_digest(manifest, submodel):
                 raise InputError(
-                    f"{source} was collected from another '{submodel}' than the one in the bundle "
+                    f"{source} was collected from another '{submodel}' than that of the bundle "
                     f"{manifest.name}; calibrate this bundle with 'sonic-convert calibrate'"
                 )
 
 
 def graph_digest(manifest: Manifest, submodel: str) -> str:
-    """Of all files of a submodel."""
+    """SHA-256 of the digests of all files of a submodel, in hexadecimal."""
     files = manifest.submodels[submodel].files
     return hashlib.sha256("\n".join(file.sha256 for file in files).encode()).hexdigest()
 
 
 def observed_tensors(layers: Iterable[Layer]) -> dict[str, int]:
-    """What the layers read and make, with the axes of channels."""
+    """Names of the tensors that the layers read and compute, with their channel axes."""
     observed: dict[str, int] = {}
     for layer in layers:
         for use in layer.uses:
@@ -153,17 +158,18 @@ def calibrate(
     work: Path,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Collect the statistics of tensors over all recorded calls.
+    """Collect statistics of tensors over all recorded calls.
 
     Args:
-        bundle: that the recordings were made with.
-        recordings: of `sonic_calibration.recording.recordings.record`.
-        observed: for every submodel the tensors, with their axes of channels.
-        work: a folder for what waits on disk; an interrupted calibration goes on there.
-        progress: shows the segments.
+        bundle: the bundle that the recordings were made with.
+        recordings: the result of `sonic_calibration.recording.recordings.record`.
+        observed: for every submodel, the tensors to observe and their channel axes.
+        work: a folder for intermediate results, deleted at the end; an interrupted calibration resumes
+            from it.
+        progress: reports the finished segments.
 
     Raises:
-        InputError: a submodel was never called, or a tensor had values that are not finite.
+        InputError: a submodel was never called, or a tensor has values that are not finite.
     """
     progress = progress or NoProgress()
     tensors, graphs = {}, {}
@@ -171,14 +177,14 @@ def calibrate(
         samples = recordings.samples(submodel)
         if not samples:
             raise InputError(
-                f"the examples never reach '{submodel}', so nothing is known of its values; give "
-                "recordings that are longer"
+                f"the examples never reach '{submodel}', so there are no values to calibrate it with; give "
+                "longer recordings"
             )
         graphs[submodel] = graph_digest(bundle.manifest, submodel)
         key = json.dumps([_VERSION, graphs[submodel], recordings.digest, sorted(wanted)])
         digest = hashlib.sha256(key.encode()).hexdigest()
         graph = StoredGraph.open(bundle.graph_path(submodel))
-        segments = cut(graph, wanted)
+        segments = split_graph(graph, wanted)
         with progress.stage(f"calibrating {submodel}", len(segments)) as advance:
             tensors[submodel] = _collect(
                 graph, segments, wanted, samples, _work_folder(work / submodel, digest), advance
@@ -188,13 +194,13 @@ def calibrate(
 
 
 def _work_folder(folder: Path, digest: str) -> Path:
-    """A folder of this digest; what another calibration left is removed."""
-    mine = folder / digest[:16]
+    """The subfolder of this digest; those that other calibrations left behind are deleted."""
+    own = folder / digest[:16]
     for other in folder.glob("*"):
-        if other != mine:
+        if other != own:
             shutil.rmtree(other)
-    mine.mkdir(parents=True, exist_ok=True)
-    return mine
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def _collect(
@@ -205,28 +211,29 @@ def _collect(
     work: Path,
     advance: Callable[[], None],
 ) -> dict[str, TensorStatistics]:
+    """Run the segments that are not finished yet; statistics of all observed tensors by name."""
     store = ValueStore(work / "values")
-    begun = (work / "segment_0000.npz").exists()
-    needed = set() if begun else {name for segment in segments for name in segment.inputs}
-    tensors = _take_inputs(samples, wanted, needed, store)
+    resuming = (work / "segment_0000.npz").exists()
+    needed = set() if resuming else {name for segment in segments for name in segment.inputs}
+    tensors = _observe_inputs(samples, wanted, needed, store)
     for index, segment in enumerate(segments):
-        done = work / f"segment_{index:04d}.npz"
-        if done.exists():
-            tensors |= Calibration.load(done).tensors.get("segment", {})
+        result = work / f"segment_{index:04d}.npz"
+        if result.exists():
+            tensors |= Calibration.load(result).tensors.get("segment", {})
             advance()
             continue
         found = _run_segment(graph, segment, wanted, len(samples), store)
-        Calibration({"segment": found}, {}, "").save(done)
-        store.keep_only(needed_after(segments, index + 1))
+        Calibration({"segment": found}, {}, "").save(result)
+        store.keep_only(needed_from(segments, index + 1))
         tensors |= found
         advance()
     return tensors
 
 
-def _take_inputs(
+def _observe_inputs(
     samples: list[Sample], wanted: Observed, needed: Collection[str], store: ValueStore
 ) -> dict[str, TensorStatistics]:
-    """Statistics of the tensors that the graph is given; those that are needed go to the store."""
+    """Statistics of the observed graph inputs; the inputs named in `needed` are also put into the store."""
     found: dict[str, TensorStatistics] = {}
     for number, sample in enumerate(samples):
         for name, values in sample.arrays("in").items():
@@ -245,13 +252,14 @@ def _update(
         statistics.update(values, channel_axis)
     except InputError as error:
         raise InputError(
-            f"{name} has {error} in {where}; the bundle's weights, or what was recorded, cannot be right"
+            f"{name} has {error} in {where}; the bundle's weights or the recording must be damaged"
         ) from error
 
 
 def _run_segment(
     graph: StoredGraph, segment: Segment, wanted: Observed, samples: int, store: ValueStore
 ) -> dict[str, TensorStatistics]:
+    """Run a segment on all samples: collect its statistics and store its outputs."""
     found = {name: TensorStatistics() for name in segment.observed}
     names = list(dict.fromkeys((*segment.outputs, *segment.observed)))
     if not names:

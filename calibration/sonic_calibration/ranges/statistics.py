@@ -1,4 +1,4 @@
-"""What is kept of a tensor's values, and the range for its integers that follows from it.
+"""Statistics of a tensor's values, and the quantization range chosen from them.
 
 statistics = TensorStatistics()
 statistics.update(array, channel_axis=-1)
@@ -16,33 +16,33 @@ from numpy.typing import NDArray
 from sonic.errors import InputError
 
 BINS = 2048
-_LEVELS = 256
-_SMALLEST_LIMIT = 2.0**-20
 PERCENTILE = 99.99
-_ROWS = 128
-_ROWS_A_CALL = 16
-_GOLDEN = (5**0.5 - 1) / 2
+_LEVELS = 256  # of an 8-bit integer
+_SMALLEST_LIMIT = 2.0**-20
+_MAXIMUM_ROWS = 128
+_ROWS_PER_CALL = 16
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass
 class TensorStatistics:
-    """Of all values that a tensor had in the calibration.
+    """Running statistics of all values that a tensor took during calibration.
 
-    The histogram covers [-limit, limit), where the limit is a power of two that doubles when a value
-    lies beyond it: two bins become one, so that nothing is counted twice and one pass is enough.
+    The histogram covers [-limit, limit), where the limit is a power of two. When a value exceeds it, the
+    limit doubles and pairs of bins are merged, so one pass over the values is enough.
 
     Attributes:
         minimum, maximum: of all values.
         limit: half the histogram's width; 0 before the first value.
         histogram: (BINS,) int64.
-        count: values of one channel.
+        count: number of values per channel.
         channel_minimum, channel_maximum: (channels,) float32, of each channel.
         channel_sum: (channels,) float64.
-        zeros: how many values are exactly zero.
-        rows: (at most 128, channels) float32, some of the vectors of channels, evenly from all calls;
-            only of tensors whose last axis holds the channels.
-        row_numbers: (at most 128,), which of all vectors that were offered these are.
-        offered: how many were.
+        zeros: number of values that are exactly zero.
+        rows: (at most 128, channels) float32, an even sample of the channel vectors of all calls; empty
+            for tensors whose channel axis is not the last one.
+        row_numbers: (at most 128,) int64, the indices of `rows` among all candidates.
+        offered: number of candidates for `rows` so far.
     """
 
     minimum: float = np.inf
@@ -60,14 +60,18 @@ class TensorStatistics:
 
     @property
     def channel_mean(self) -> NDArray[np.float64]:
-        """(channels,), the mean of each."""
+        """(channels,) float64, the mean of each channel."""
         return self.channel_sum / max(self.count, 1)
 
     def update(self, values: NDArray[np.float32], channel_axis: int) -> None:
         """Add the values of one call.
 
+        Args:
+            values: float32, any shape.
+            channel_axis: the channel axis, counted from the end (negative).
+
         Raises:
-            InputError: some are not finite.
+            InputError: some values are not finite; the statistics are then unchanged.
         """
         by_channel = np.moveaxis(values, channel_axis, -1).reshape(-1, values.shape[channel_axis])
         low, high = by_channel.min(axis=0), by_channel.max(axis=0)
@@ -76,7 +80,7 @@ class TensorStatistics:
         self.minimum = min(self.minimum, float(low.min()))
         self.maximum = max(self.maximum, float(high.max()))
         self._widen(max(-self.minimum, self.maximum))
-        # Twice the largest limits is beyond float32.
+        # Twice the largest limits overflows float32.
         shifted = by_channel.astype(np.float64) if self.limit > 1e37 else by_channel
         scaled = (shifted + self.limit) * (BINS / (2 * self.limit))
         bins = np.clip(scaled.astype(np.int32), 0, BINS - 1).ravel()
@@ -90,17 +94,22 @@ class TensorStatistics:
         self.count += len(by_channel)
         self.zeros += int(by_channel.size - np.count_nonzero(by_channel))
         if channel_axis == -1:
-            self._keep_rows(by_channel[:: -(-len(by_channel) // _ROWS_A_CALL)])
+            self._sample_rows(by_channel[:: -(-len(by_channel) // _ROWS_PER_CALL)])
 
-    def _keep_rows(self, some: NDArray[np.float32]) -> None:
-        """An even sample of all rows that are offered: multiples of the golden ratio are evenly spread."""
-        numbers = np.concatenate([self.row_numbers, self.offered + np.arange(len(some))])
-        rows = np.concatenate([self.rows, some]) if len(self.rows) else some
-        chosen = np.sort(np.argsort(numbers * _GOLDEN % 1, kind="stable")[:_ROWS])
+    def _sample_rows(self, candidates: NDArray[np.float32]) -> None:
+        """Keep an even sample of all candidates so far.
+
+        Multiples of the golden ratio modulo 1 are evenly spread, so the candidates whose multiples are
+        smallest are an even sample, whatever their number.
+        """
+        numbers = np.concatenate([self.row_numbers, self.offered + np.arange(len(candidates))])
+        rows = np.concatenate([self.rows, candidates]) if len(self.rows) else candidates
+        chosen = np.sort(np.argsort(numbers * _GOLDEN_RATIO % 1, kind="stable")[:_MAXIMUM_ROWS])
         self.rows, self.row_numbers = rows[chosen].copy(), numbers[chosen]
-        self.offered += len(some)
+        self.offered += len(candidates)
 
     def _widen(self, largest: float) -> None:
+        """Double the limit until the largest magnitude is inside."""
         if self.limit == 0:
             self.limit = _SMALLEST_LIMIT
             while self.limit <= largest:
@@ -113,13 +122,13 @@ class TensorStatistics:
             self.limit *= 2
 
 
-def _whole(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
-    """All values."""
+def _minmax(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
+    """The range of all values."""
     return statistics.minimum, statistics.maximum
 
 
 def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
-    """All but the outermost hundredth of a percent, half of it on each side."""
+    """The range of all values but the outermost 0.01 %, half of which is cut on each side."""
     shares = np.cumsum(statistics.histogram) / statistics.histogram.sum()
     tail = (1 - PERCENTILE / 100) / 2
     half = (centres[1] - centres[0]) / 2
@@ -129,30 +138,30 @@ def _percentile(statistics: TensorStatistics, centres: NDArray[np.float64]) -> t
 
 
 def _candidates(statistics: TensorStatistics) -> list[tuple[float, float]]:
-    """Both ends of the whole range, drawn in by the same factor."""
+    """The range of all values, scaled by factors from 1 to 0.2."""
     return [(statistics.minimum * share, statistics.maximum * share) for share in np.linspace(1.0, 0.2, 33)]
 
 
 def _mse(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
-    """The candidate with the least mean squared error of rounding and clipping."""
+    """The candidate with the smallest mean squared error of rounding and clipping."""
     weights = statistics.histogram.copy()
-    weights[BINS // 2] -= statistics.zeros  # zero is an integer, so that it has no error
+    weights[BINS // 2] -= statistics.zeros  # zero is represented exactly
 
     def error(ends: tuple[float, float]) -> float:
         low, high = min(ends[0], 0.0), max(ends[1], 0.0)
         step = (high - low) / (_LEVELS - 1)
         outside = np.maximum(np.maximum(low - centres, centres - high), 0)
-        # Rounding errs by step^2 / 12 in the mean; what is clipped errs by its distance.
+        # The mean squared error of rounding is step^2 / 12; a clipped value's error is its distance.
         return float((weights * np.where(outside > 0, outside**2, step**2 / 12)).sum())
 
     return min(_candidates(statistics), key=error)
 
 
 def _entropy(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tuple[float, float]:
-    """The candidate whose quantized histogram diverges least from the histogram (Kullback-Leibler).
+    """The candidate whose quantized histogram has the smallest KL divergence from the histogram.
 
-    As in TensorRT's calibration (Migacz, "8-bit inference with TensorRT", 2017): what is clipped counts
-    in the outermost bins, and each level spreads its count evenly over its bins that are not empty.
+    As in TensorRT's calibration (Migacz, "8-bit inference with TensorRT", 2017): clipped values are
+    counted in the outermost bins, and each level's count is spread evenly over its non-empty bins.
     """
     histogram = statistics.histogram.astype(float)
 
@@ -179,7 +188,7 @@ def _entropy(statistics: TensorStatistics, centres: NDArray[np.float64]) -> tupl
 
 
 _METHODS: dict[str, Callable[[TensorStatistics, NDArray[np.float64]], tuple[float, float]]] = {
-    "minmax": _whole,
+    "minmax": _minmax,
     "percentile": _percentile,
     "mse": _mse,
     "entropy": _entropy,
@@ -188,10 +197,18 @@ METHODS = tuple(_METHODS)
 
 
 def choose_range(statistics: TensorStatistics, method: str) -> tuple[float, float]:
-    """The range that 256 integers should cover: low <= 0 <= high, as zero has to be one of them.
+    """Choose the range that 8-bit integers should cover.
+
+    Args:
+        statistics: of the tensor, with at least one value.
+        method: "minmax" (all values), "percentile" (all but 0.01 %), "mse" (smallest mean squared error)
+            or "entropy" (smallest KL divergence); one of `METHODS`.
+
+    Returns:
+        low <= 0 and high >= 0, as zero has to be representable exactly.
 
     Raises:
-        InputError: there is no such method, or no value was ever seen.
+        InputError: the method is unknown, or the statistics are empty.
     """
     if method not in _METHODS:
         raise InputError(f"the method is {method!r}, but should be one of {', '.join(METHODS)}")

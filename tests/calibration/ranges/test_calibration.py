@@ -20,7 +20,7 @@ from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
 from sonic.errors import InputError, OutputError
 from sonic_calibration.graphs import segments as segments_module
 from sonic_calibration.graphs.layers import find_layers
-from sonic_calibration.graphs.segments import ValueStore, cut, needed_after, open_segment
+from sonic_calibration.graphs.segments import ValueStore, needed_from, open_segment, split_graph
 from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside
 from sonic_calibration.ranges import calibration as module
 from sonic_calibration.ranges.calibration import Calibration, calibrate, graph_digest, observed_tensors
@@ -84,10 +84,10 @@ def run_segments(
     store = ValueStore(folder)
     for name, values in inputs.items():
         store.write(7, name, values)
-    results, segments = {}, cut(graph, observed)
+    results, segments = {}, split_graph(graph, observed)
     final = {output.name for output in graph.model.graph.output}
     for index, segment in enumerate(segments):
-        store.keep_only(needed_after(segments, index))
+        store.keep_only(needed_from(segments, index))
         feeds = {name: store.read(7, name) for name in segment.inputs}
         session = open_segment(graph, segment, feeds)
         names = list(segment.outputs)
@@ -95,7 +95,7 @@ def run_segments(
             store.write(7, name, values)
             if name in final:
                 results[name] = values
-    store.keep_only(needed_after(segments, len(segments)))
+    store.keep_only(needed_from(segments, len(segments)))
     assert not list(folder.rglob("*.npy"))
     return results
 
@@ -107,13 +107,13 @@ def relative_distance(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("submodel", SUBMODELS)
 def test_segments_have_every_node_once_and_in_order(bundle: Bundle, observed, submodel: str) -> None:
     graph = StoredGraph.open(bundle.graph_path(submodel))
-    segments = cut(graph, observed[submodel])
+    segments = split_graph(graph, observed[submodel])
     assert [n.output[:] for s in segments for n in s.nodes] == [n.output[:] for n in graph.model.graph.node]
     assert len(segments) > 1
     known = {value.name for value in graph.model.graph.input}
     looked_at: list[str] = []
     for index, segment in enumerate(segments):
-        assert known >= needed_after(segments, index) >= set(segment.inputs)
+        assert known >= needed_from(segments, index) >= set(segment.inputs)
         known |= set(segment.outputs)
         looked_at += segment.observed
         assert len(segment.observed) <= 8
@@ -125,9 +125,9 @@ def test_segments_have_every_node_once_and_in_order(bundle: Bundle, observed, su
 
 def test_segments_have_no_more_weights_than_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = StoredGraph.open(bundle.graph_path("vae_decoder"))
-    assert len(cut(graph, [])) == 1
-    monkeypatch.setattr(segments_module, "_WEIGHT_BYTES", 100_000)
-    segments = cut(graph, [])
+    assert len(split_graph(graph, [])) == 1
+    monkeypatch.setattr(segments_module, "_WEIGHT_BYTES_PER_SEGMENT", 100_000)
+    segments = split_graph(graph, [])
     assert len(segments) > 3
 
     def weigh(*nodes: onnx.NodeProto) -> int:
@@ -214,7 +214,7 @@ def test_an_interrupted_calibration_resumes(
     before = ran[:]
     assert len(before) == interrupted
     found = calibrate(bundle, recordings, wanted, tmp_path / "work")
-    segments = cut(StoredGraph.open(bundle.graph_path("unet")), wanted["unet"])
+    segments = split_graph(StoredGraph.open(bundle.graph_path("unet")), wanted["unet"])
     firsts = [segment.nodes[0].output[0] for segment in segments]
     assert before == firsts[:interrupted]
     assert ran[interrupted:] == firsts[max(interrupted - 1, 0) :]  # only what was interrupted runs again
