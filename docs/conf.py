@@ -32,6 +32,8 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"sonic-arm {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
