@@ -1,4 +1,4 @@
-"""Portraits with speech: what a calibration generates."""
+"""Examples for calibration: portraits, each with a recording of speech."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sonic.model import SonicModel
 from sonic.progress import NoProgress
 
 BUILT_IN = Path(__file__).parents[1] / "examples"
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_SOUNDS = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac"}
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A portrait and a recording."""
+    """The files of a portrait and of a recording."""
 
     image: Path
     audio: Path
@@ -26,7 +26,13 @@ class Example:
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What is generated of an example; None for its own, or the bundle's."""
+    """How the clip of an example is generated.
+
+    Attributes:
+        duration_seconds: length of the clip; None for the whole recording.
+        resolution_pixels: short side of the clip; None for the bundle's default.
+        steps: denoising steps; None for the bundle's default.
+    """
 
     duration_seconds: float | None = None
     resolution_pixels: int | None = None
@@ -39,7 +45,18 @@ WHOLE_CLIPS = ClipSettings()
 def generate_example(
     model: SonicModel, example: Example, settings: ClipSettings, observer: Observer | None = None
 ) -> Video:
-    """The video of an example, without telling of its stages."""
+    """Generate the video of an example, without progress output.
+
+    Args:
+        model: the loaded bundle.
+        example: the portrait and the recording.
+        settings: length, size and steps of the clip.
+        observer: is called with every call of a submodel.
+
+    Raises:
+        InputError: the example cannot be used.
+        BundleError: the bundle cannot be run.
+    """
     return model.generate(
         example.image,
         example.audio,
@@ -52,28 +69,31 @@ def generate_example(
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """Pair the pictures and the recordings of a folder.
+    """Pair the portraits and the recordings of a folder.
 
-    ``anna.png`` belongs to ``anna.wav``; where no names agree, the n-th picture gets the n-th recording
-    in the order of their names, and the shorter list begins again.
+    ``anna.png`` is paired with ``anna.wav``; files without a counterpart are ignored. If no names match,
+    the n-th portrait is paired with the n-th recording, sorted by name, and the shorter list is repeated.
 
     Raises:
-        InputError: there is no such folder, or it lacks pictures or recordings.
+        InputError: the folder cannot be read, or it lacks portraits or recordings.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise InputError(f"{folder}: the examples cannot be read ({error.strerror})") from error
-    images = [path for path in paths if path.suffix.lower() in _IMAGES]
-    sounds = [path for path in paths if path.suffix.lower() in _SOUNDS]
-    for kind, found, suffixes in (("portrait", images, _IMAGES), ("recording", sounds, _SOUNDS)):
+    images = [path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES]
+    sounds = [path for path in paths if path.suffix.lower() in _AUDIO_SUFFIXES]
+    for kind, found, suffixes in (
+        ("portrait", images, _IMAGE_SUFFIXES),
+        ("recording", sounds, _AUDIO_SUFFIXES),
+    ):
         if not found:
             raise InputError(
                 f"{folder} holds no {kind}; put at least one there ({', '.join(sorted(suffixes))})"
             )
-    by_name = {path.stem: path for path in sounds}
-    paired = [Example(image, by_name[image.stem]) for image in images if image.stem in by_name]
-    if paired:
-        return paired
+    sounds_by_name = {path.stem: path for path in sounds}
+    pairs = [Example(image, sounds_by_name[image.stem]) for image in images if image.stem in sounds_by_name]
+    if pairs:
+        return pairs
     count = max(len(images), len(sounds))
     return [Example(images[i % len(images)], sounds[i % len(sounds)]) for i in range(count)]

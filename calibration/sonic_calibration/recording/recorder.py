@@ -1,4 +1,4 @@
-"""Keeps an even sample of the runs of every submodel.
+"""Keeps an even sample of the calls of every submodel.
 
 recorder = Recorder(calls_per_submodel=4)
 model.generate(portrait, speech, observer=recorder)
@@ -8,6 +8,7 @@ recorder.calls["unet"][0].inputs["sample"]
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,13 +18,19 @@ from sonic.engines.base import Call
 class Recorder:
     """An observer for :meth:`sonic.SonicModel.generate`.
 
-    Of a stream of calls whose length is not known, every k-th is kept; when there are too many, every
+    The number of calls is not known in advance, so every k-th call is kept; when there are too many, every
     other one is dropped and k doubles, so that the sample stays even over the whole run.
 
     Args:
-        calls_per_submodel: at most this many calls are kept for each submodel.
-        byte_budget: at most this many bytes of inputs and outputs are kept for each submodel (the
-            first call is always kept).
+        calls_per_submodel: maximum number of calls that are kept for each submodel.
+        byte_budget: maximum size of the inputs and outputs that are kept for each submodel, in bytes; the
+            first call is always kept.
+
+    Attributes:
+        calls: the kept calls of each submodel, in the order in which they ran.
+
+    Raises:
+        ValueError: a maximum is below 1.
     """
 
     def __init__(self, calls_per_submodel: int, byte_budget: int = 1 << 30) -> None:
@@ -35,7 +42,7 @@ class Recorder:
         self.calls: dict[str, list[Call]] = defaultdict(list)
 
     def __call__(self, call: Call) -> None:
-        """Take note of one run."""
+        """Observe one call; its arrays are copied if it is kept."""
         name = call.submodel
         index = self._seen[name]
         self._seen[name] += 1
@@ -43,14 +50,14 @@ class Recorder:
             return
         kept = self.calls[name]
         kept.append(Call(name, _copy(call.inputs), _copy(call.outputs), dict(call.tags)))
-        while len(kept) > 1 and (len(kept) > self._limit or _bytes(kept) > self._budget):
+        while len(kept) > 1 and (len(kept) > self._limit or _total_bytes(kept) > self._budget):
             del kept[1::2]
             self._stride[name] *= 2
 
 
-def _copy(arrays: object) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in dict(arrays).items()}  # type: ignore[call-overload]
+def _copy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _bytes(calls: list[Call]) -> int:
+def _total_bytes(calls: list[Call]) -> int:
     return sum(array.nbytes for call in calls for array in (*call.inputs.values(), *call.outputs.values()))
