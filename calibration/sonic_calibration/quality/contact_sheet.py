@@ -1,4 +1,4 @@
-"""One picture that shows a whole talking-head video: frames, sound and the mouth's two curves."""
+"""A contact sheet: one picture that sums up a talking-head video with frames, waveform and mouth opening."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sonic_calibration.quality.picture import Box, box_part
 
 Color = tuple[int, int, int]
 
-# Lengths are pixels of the sheet.
+# Lengths are in pixels of the sheet.
 _WIDTH = 1600
 _MARGIN = 60
 _GAP = 8
@@ -29,7 +29,7 @@ _WAVEFORM_HEIGHT = 110
 _CURVES_HEIGHT = 170
 _AXIS_WIDTH = _WIDTH - 2 * _MARGIN
 _MAXIMUM_TILE_HEIGHT = 420
-_PANEL_SCALE = 3  # panels are drawn larger and reduced: Pillow's lines are not antialiased
+_PANEL_SCALE = 3  # panels are drawn larger and scaled down, as Pillow does not antialias lines
 
 _BACKGROUND: Color = (250, 250, 247)
 _PANEL: Color = (255, 255, 255)
@@ -50,24 +50,28 @@ def write_contact_sheet(
     frames: int = 8,
     title: str = "",
 ) -> None:
-    """Draw a video on one PNG of 1600 pixels' width.
+    """Draw the contact sheet of a video, a PNG of 1600 pixels width.
 
-    From the top: evenly spaced frames with their times, each above the middle of its share of the
-    time axis; with a face box, the mouth of each, enlarged; the waveform (smallest and largest sample
-    and root mean square of each column, the loudest at full height); the mouth opening measured in the
-    pictures, from its 5th to its 95th percentile, and that which the sound asks for; correlation and
-    lag of the two.
+    From top to bottom:
+
+    - evenly spaced frames with their times, each centred above its position on the time axis;
+    - with a face box, an enlarged view of the mouth in each of these frames;
+    - the waveform: minimum, maximum and root mean square of the samples in each column, scaled so that the
+      loudest sample has full height;
+    - the mouth opening measured in the frames, scaled from its 5th to its 95th percentile, the opening that
+      the sound implies, and the correlation and the lag of the two.
 
     Args:
-        path: the file, .png; replaced if it exists, and written whole or not at all.
-        video: with at least one frame; without sound, its panels are left out.
-        face_box: (x1, y1, x2, y2) of the face in pixels of the video.
-        frames: how many frames are shown, 1 to 24; no more than the video has.
-        title: a heading.
+        path: the file, .png; replaced if it exists, and written atomically.
+        video: has at least one frame; without sound, the panels that need it are omitted.
+        face_box: (x1, y1, x2, y2) of the face in pixels of the video; None omits the panels that need it.
+        frames: number of frames to show, 1 to 24; at most as many as the video has.
+        title: the heading; empty for none.
 
     Raises:
-        InputError: the name, the number of frames or the box cannot be used, or there are no frames.
-        OutputError: the file cannot be written there.
+        InputError: the file name, the number of frames or the face box cannot be used, or the video has no
+            frames.
+        OutputError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -81,7 +85,7 @@ def write_contact_sheet(
 
 
 def _draw(video: Video, face_box: Box | None, tiles: int, title: str) -> Image.Image:
-    """The finished sheet; its parts are made first, as they say how high it is."""
+    """The finished sheet."""
     duration = video.duration_seconds
     seconds = [(index + 0.5) * duration / tiles for index in range(tiles)]
     shown = [video[min(int(t * video.frame_rate_hz), len(video) - 1)] for t in seconds]
@@ -132,7 +136,7 @@ def _facts(video: Video) -> str:
 
 
 def _fit(pixels: NDArray[np.uint8], width: int) -> Image.Image:
-    """The picture at this width, or at the largest height where it would be higher."""
+    """Scale a picture to this width, or to the maximum height if it would be taller."""
     height_now, width_now = pixels.shape[:2]
     scale = min(width / width_now, _MAXIMUM_TILE_HEIGHT / height_now)
     size = (max(round(width_now * scale), 1), max(round(height_now * scale), 1))
@@ -140,7 +144,7 @@ def _fit(pixels: NDArray[np.uint8], width: int) -> Image.Image:
 
 
 class _Sheet:
-    """A canvas that is filled from the top, all of it along one time axis."""
+    """A canvas that is filled from top to bottom; everything on it shares one time axis."""
 
     def __init__(self, duration_seconds: float) -> None:
         self._duration = duration_seconds
@@ -156,7 +160,7 @@ class _Sheet:
         self._draw.text((x, y), text, font=_font(size), fill=color, anchor=anchor)
 
     def heading(self, title: str, facts: str) -> None:
-        """Title and facts, the title shortened to the sheet's width."""
+        """Add the title, shortened to the sheet's width, and a line of facts."""
         if title:
             while self._draw.textlength(title, font=_font(30)) > _AXIS_WIDTH:
                 title = title.removesuffix("...")[:-1] + "..."
@@ -166,7 +170,7 @@ class _Sheet:
         self._y += 36
 
     def strip(self, pictures: list[Image.Image], seconds: list[float], captions: bool) -> None:
-        """Pictures, each with its middle at its time."""
+        """Add a row of pictures, each centred at its time."""
         for picture, time in zip(pictures, seconds, strict=True):
             left = round(self._x(time) - picture.width / 2)
             self._canvas.paste(picture, (left, self._y))
@@ -179,7 +183,7 @@ class _Sheet:
         self._y += max(picture.height for picture in pictures) + (36 if captions else 20)
 
     def label(self, text: str, legend: list[tuple[str, Color]] | None = None, note: str = "") -> None:
-        """A panel's name, what its colours mean, and a note at the right."""
+        """Add the name of the next panel, a legend of its colours, and a note at the right."""
         self._write(_MARGIN, self._y, text, 18, _TEXT, "la")
         x = _MARGIN + self._draw.textlength(text, font=_font(18)) + 32
         for name, color in legend or []:
@@ -191,7 +195,7 @@ class _Sheet:
         self._y += 30
 
     def panel(self, layer: _Layer, height: int) -> None:
-        """A panel along the time axis with the layer's lines over a grid."""
+        """Add a panel that shows the layer over a grid along the time axis."""
         scale = _PANEL_SCALE
         panel = Image.new("RGB", (_AXIS_WIDTH * scale, height * scale), _PANEL)
         draw = ImageDraw.Draw(panel)
@@ -210,7 +214,7 @@ class _Sheet:
                     draw.rectangle(box, fill=bar_color)
         for line_color, points in layer.lines:
             scaled = [(x * panel.width, y * panel.height) for x, y in points]
-            dense = len(scaled) > _AXIS_WIDTH // 12  # frames cannot be told from each other
+            dense = len(scaled) > _AXIS_WIDTH // 12  # single frames are no longer distinguishable
             draw.line(scaled, fill=line_color, width=(4 if dense else 7) * scale // 3, joint="curve")
             if not dense:
                 radius = 2.6 * scale
@@ -222,26 +226,32 @@ class _Sheet:
         self._y += height + 14
 
     def time_axis(self) -> None:
-        """The times of the grid's lines."""
+        """Add the times of the grid lines."""
         self._y -= 6
         decimals = next(n for n in range(9) if all(abs(round(t, n) - t) < 1e-9 for t in self._ticks))
         for tick in self._ticks:
             x = self._x(tick)
             self._draw.line((x, self._y - 8, x, self._y - 3), fill=_FAINT_TEXT)
             anchor = "la" if tick == 0 else "ma"
-            if x < _WIDTH - _MARGIN - 8:  # else half of the text would stand in the margin
+            if x < _WIDTH - _MARGIN - 8:  # otherwise half of the text would be in the margin
                 self._write(x, self._y, f"{tick:.{decimals}f}", 16, _FAINT_TEXT, anchor)
         self._write(_WIDTH - _MARGIN, self._y, "seconds", 16, _FAINT_TEXT, "ra")
         self._y += 22
 
     def finish(self) -> Image.Image:
-        """The canvas, cut to what was filled."""
+        """The canvas, cropped to the part that was filled."""
         return self._canvas.crop((0, 0, _WIDTH, self._y + 32))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a panel shows; positions are fractions of its width and height from the upper left."""
+    """The content of a panel; positions are fractions of its width and height, from the top left.
+
+    Attributes:
+        bars: groups of vertical bars, one per column of pixels, each given by its top and bottom.
+        lines: polylines of (x, y).
+        levels: labelled horizontal grid lines.
+    """
 
     bars: list[tuple[Color, list[tuple[float, float]]]]
     lines: list[tuple[Color, list[tuple[float, float]]]]
@@ -252,23 +262,23 @@ class _Layer:
 class _Curve:
     name: str
     color: Color
-    values: NDArray[np.float64]  # (frames,), mostly 0..1
+    values: NDArray[np.float64]  # (frames,), mostly within 0..1
 
 
 def _curves(measured: NDArray[np.float64] | None, driven: NDArray[np.float64] | None) -> list[_Curve]:
     curves = []
     if driven is not None:
-        curves.append(_Curve("as the sound asks for", _DRIVEN, driven))
+        curves.append(_Curve("expected from the sound", _DRIVEN, driven))
     if measured is not None:
         low, high = np.percentile(measured, (5, 95))
         span = high - low if high - low > 1e-9 else 1.0
-        curves.append(_Curve("measured in the pictures", _MEASURED, (measured - low) / span))
+        curves.append(_Curve("measured in the frames", _MEASURED, (measured - low) / span))
     return curves
 
 
 def _plot(curves: list[_Curve], frame_rate_hz: float, duration: float) -> _Layer:
     def height(value: float) -> float:
-        return 0.9 - 0.8 * min(max(value, -0.1), 1.1)  # room beyond both percentiles
+        return 0.9 - 0.8 * min(max(value, -0.1), 1.1)  # leaves space beyond both percentiles
 
     lines = []
     for curve in curves:
@@ -279,7 +289,7 @@ def _plot(curves: list[_Curve], frame_rate_hz: float, duration: float) -> _Layer
 
 
 def _waveform(sound: Sound, duration: float) -> _Layer:
-    """Bars from the smallest to the largest sample of each column, and of its root mean square."""
+    """Bars from the minimum to the maximum sample of each column, and bars of its root mean square."""
     edges = np.rint(np.arange(_AXIS_WIDTH + 1) / _AXIS_WIDTH * duration * sound.sample_rate_hz).astype(int)
     peaks, powers = [], []
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
@@ -295,7 +305,7 @@ def _waveform(sound: Sound, duration: float) -> _Layer:
 
 
 def _tick_seconds(duration: float) -> list[float]:
-    """Round times from 0 on, at most 14 of them: steps of 1, 2 or 5 times a power of ten."""
+    """At most 14 round times, starting at 0, in steps of 1, 2 or 5 times a power of ten."""
     step = 10.0 ** math.floor(math.log10(duration / 14))
     while duration / step > 14:
         step *= 2.5 if f"{step:.0e}".startswith("2") else 2

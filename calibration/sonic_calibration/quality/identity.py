@@ -1,4 +1,4 @@
-"""How much the face of a video stays that of its portrait."""
+"""Identity preservation: how much the face in a video stays like the face in its portrait."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from sonic_calibration.quality.picture import (
     mouth_region,
 )
 
-#: Head motion up to this many pixels is removed.
+#: Head motion of up to this many pixels is compensated.
 REGISTRATION_PIXELS = 3
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How much a face stays that of its portrait; of all frames, the mouth left out.
+    """How similar the frames of a video are to its portrait, the mouth excluded.
 
     Attributes:
-        psnr_db: of the face box, from the mean squared error of all frames.
-        ssim: mean structural similarity of the face box's luma.
-        aligned_psnr_db, aligned_ssim: the same after removing head motion of up to 3 pixels.
-        worst_aligned_psnr_db, worst_frame: of the frame where it is lowest.
-        motion_pixels: mean length of the head motion that was removed.
-        picture_psnr_db: of the whole picture, background and all, without alignment.
+        psnr_db: PSNR of the face box, from the mean squared error of all frames.
+        ssim: structural similarity of the face box's luma, averaged over the frames.
+        aligned_psnr_db, aligned_ssim: the same after compensating head motion of up to 3 pixels.
+        worst_aligned_psnr_db: the lowest `aligned_psnr_db` of a single frame.
+        worst_frame: the index of that frame.
+        motion_pixels: mean length of the compensated head motion.
+        picture_psnr_db: PSNR of the whole picture, including the background, without alignment.
     """
 
     psnr_db: float
@@ -51,28 +52,33 @@ class Identity:
 
 
 class IdentityMeter:
-    """Compares the face of every frame with the portrait, but for the mouth.
+    """Compares the face in every frame, except for the mouth, with the portrait.
 
-    The face is the face box as far as it lies 3 pixels or more within the picture; the mouth is its
-    box from `sonic.media.lipsync`, grown by 10 % on each side.
+    The face is the part of the face box that is at least 3 pixels inside the picture; the mouth is the box
+    given by `sonic.media.lipsync`, enlarged by 10 % on each side.
 
-    Head motion is removed by the translation m within +-3 pixels with which the portrait's luma is
-    nearest to the frame's (mean squared error): the best of the whole-pixel ones, improved by up to
-    four Gauss-Newton steps (Lucas and Kanade, "An iterative image registration technique with an
-    application to stereo vision", 1981) while they lower the error. Between pixels the portrait is
-    interpolated by cubic B-splines (Unser, "Splines: a perfect fit for signal and image processing",
-    1999). No translation is used where it does not lower the error of the three channels.
+    Head motion is compensated by the translation of up to 3 pixels in each direction that minimises the
+    mean squared error between the portrait's luma and the frame's: the best whole-pixel translation,
+    refined by up to four Gauss-Newton steps (Lucas and Kanade, "An iterative image registration technique
+    with an application to stereo vision", 1981) as long as they lower the error. Between pixels the
+    portrait is interpolated with cubic B-splines (Unser, "Splines: a perfect fit for signal and image
+    processing", 1999). If the translation does not lower the error of the three colour channels, none is
+    used.
 
     Args:
         portrait: uint8 (height, width, 3), of the frames' size.
-        face_box: (x1, y1, x2, y2) in its pixels.
+        face_box: (x1, y1, x2, y2) in pixels of the portrait.
+
+    Raises:
+        InputError: the portrait has another shape or dtype, the face box lies outside it, shows nothing but
+            the mouth, or is smaller than 7x7 pixels.
     """
 
     def __init__(self, portrait: Frame, face_box: Box) -> None:
         portrait = check_frame(portrait)
         height, width = portrait.shape[:2]
         mouth = mouth_region(face_box, height, width)
-        self._face = self._inner(box_part(face_box, (0, 1), (0, 1), height, width, "face"), portrait)
+        self._face = self._inside_margin(box_part(face_box, (0, 1), (0, 1), height, width, "face"), portrait)
         outside = np.ones((height, width), bool)
         outside[mouth] = False
         self._outside, self._mask = outside, outside[self._face]
@@ -81,7 +87,7 @@ class IdentityMeter:
         self._portrait = portrait
         rows, columns = self._face
         self._shape = (rows.stop - rows.start, columns.stop - columns.start)
-        # Room for a motion of 3 pixels and the 4 coefficients of a spline.
+        # Enough for a motion of 3 pixels and the 4 coefficients of a spline.
         self._margin = margin = REGISTRATION_PIXELS + 2
         padded = np.pad(portrait, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
         window = padded[rows.start : rows.stop + 2 * margin, columns.start : columns.stop + 2 * margin]
@@ -94,7 +100,8 @@ class IdentityMeter:
         self._motions: list[float] = []
 
     @staticmethod
-    def _inner(face: tuple[slice, slice], portrait: Frame) -> tuple[slice, slice]:
+    def _inside_margin(face: tuple[slice, slice], portrait: Frame) -> tuple[slice, slice]:
+        """The part of the face that stays within the picture when it moves by up to 3 pixels."""
         edge = REGISTRATION_PIXELS
         rows, columns = (
             slice(max(part.start, edge), min(part.stop, limit - edge))
@@ -109,7 +116,11 @@ class IdentityMeter:
         return rows, columns
 
     def update(self, frame: Frame) -> None:
-        """Take the next frame, uint8 (height, width, 3) of the portrait's shape."""
+        """Add the next frame, uint8 (height, width, 3) of the portrait's shape.
+
+        Raises:
+            InputError: the frame has another shape or dtype.
+        """
         frame = check_frame(frame, self._portrait.shape)
         squares = np.square(frame.astype(np.float32) - self._portrait).mean(axis=2)
         face, still = frame[self._face].astype(np.float32), self._portrait[self._face]
@@ -128,10 +139,10 @@ class IdentityMeter:
 
     @property
     def result(self) -> Identity:
-        """Of all frames so far.
+        """Similarity of all frames so far.
 
         Raises:
-            InputError: there are none.
+            InputError: there are no frames.
         """
         if not self._errors:
             raise InputError("there are no frames to measure; give a video with at least one")
@@ -151,8 +162,8 @@ class IdentityMeter:
         )
 
     def _similarity(self, luma: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-        _, every = structural_similarity(luma, other, data_range=255, full=True)
-        return float(every[self._mask].mean())
+        _, similarity_map = structural_similarity(luma, other, data_range=255, full=True)
+        return float(similarity_map[self._mask].mean())
 
     def _register(self, luma: NDArray[np.float32]) -> NDArray[np.float64]:
         """How far the face has moved, (rows, columns) in pixels: down and right are positive."""
@@ -169,9 +180,9 @@ class IdentityMeter:
         for _ in range(4):
             expected = self._moved(self._luma_coefficients, motion)
             slopes = np.stack([np.gradient(expected, axis=axis)[self._mask] for axis in (0, 1)], axis=1)
-            # expected(p - step) is about expected - slope . step
-            gap = (expected - luma)[self._mask]
-            step = np.linalg.lstsq(slopes.T @ slopes, slopes.T @ gap, rcond=1e-6)[0]
+            # To first order, expected(p - step) = expected - slope . step.
+            residual = (expected - luma)[self._mask]
+            step = np.linalg.lstsq(slopes.T @ slopes, slopes.T @ residual, rcond=1e-6)[0]
             proposed = np.clip(motion + step, -REGISTRATION_PIXELS, REGISTRATION_PIXELS)
             found = self._error(luma, self._moved(self._luma_coefficients, proposed))
             if found >= error:
@@ -204,7 +215,7 @@ class IdentityMeter:
 
 
 def identity(frames: Iterable[Frame], portrait: Frame, face_box: Box) -> Identity:
-    """How much the face of a video stays that of its portrait: `IdentityMeter` over all frames.
+    """Compare the face in a video with its portrait, using `IdentityMeter`.
 
     Args:
         frames: uint8 (height, width, 3) each.
@@ -212,7 +223,8 @@ def identity(frames: Iterable[Frame], portrait: Frame, face_box: Box) -> Identit
         face_box: (x1, y1, x2, y2) in pixels.
 
     Raises:
-        InputError: no frames, frames and portrait of different shapes, or a box outside them.
+        InputError: there are no frames, frames and portrait differ in shape, or the face box cannot be used
+            (`IdentityMeter`).
     """
     meter = IdentityMeter(portrait, face_box)
     for frame in frames:

@@ -1,7 +1,7 @@
-"""How good a talking-head video is: the mouth against the sound.
+"""Lip sync: how well the mouth of a talking-head video follows its sound.
 
-What is drawn, measured and trained on uses one definition of how far speech opens a mouth
-(`speech_opening`), and one of how far a filmed mouth is open (`MouthOpeningMeter`).
+Training data, drawings and metrics share one definition of how far speech opens a mouth
+(`speech_opening`), and one of how far the mouth in a picture is open (`MouthOpeningMeter`).
 """
 
 from __future__ import annotations
@@ -19,36 +19,41 @@ from sonic.media.audio import Sound, mono_samples
 from sonic.media.lipsync import MOUTH_COLUMNS, MOUTH_ROWS
 from sonic_calibration.quality.picture import Box, box_part, check_frame, luma_of
 
-# Of `speech_opening`.
+# Constants of `speech_opening`.
 SAMPLE_RATE_HZ = 16_000
-WINDOW_SAMPLES = 640  # 40 ms, so the bins of the transform are 25 Hz apart
+WINDOW_SAMPLES = 640  # 40 ms, so frequency bins are 25 Hz apart
 HOP_SAMPLES = 160  # 10 ms
-BAND_HZ = (300, 1500)  # the first formants of open vowels
+BAND_HZ = (300, 1500)  # covers the first formants of open vowels
 REFERENCE_PERCENTILE = 95
 RANGE_DB = 20.0
 FLOOR_DBFS = -60.0
 SMOOTHING_SECONDS = 0.040
 FRAME_DELAY_SECONDS = 0.020
-_WINDOWS_AT_A_TIME = 1024
+_WINDOWS_PER_CHUNK = 1024  # limits the working memory
 
 #: Cheeks and nose within a face box, as fractions of its width and height.
 SKIN_COLUMNS = (0.15, 0.85)
 SKIN_ROWS = (0.45, 0.6)
-#: Below this opening, `speech_opening` says that nothing is spoken.
+#: A `speech_opening` below this value means silence.
 SILENT_OPENING = 0.02
 
 
 def speech_opening(sound: Sound, frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
-    """How far open a mouth that speaks this sound is, frame by frame.
+    """How far this sound opens the mouth of its speaker in each frame.
 
-    The mean of the channels at 16 kHz (`sonic.media.audio.mono_samples`) as in
+    The sound is mixed to mono at 16 kHz (`sonic.media.audio.mono_samples`) and passed to
     `speech_opening_of_samples`, which gives the definition.
 
+    Args:
+        sound: the recording.
+        frames: number of frames.
+        frame_rate_hz: frames per second.
+
     Returns:
-        (frames,), 0 (closed) to 1 (as open as in the loudest vowels of this sound).
+        float64 (frames,), from 0 (closed) to 1 (as open as in the loudest vowels of this sound).
 
     Raises:
-        InputError: a negative number of frames, or a frame rate that is no positive number.
+        InputError: the number of frames is negative, or the frame rate is not a positive number.
     """
     return speech_opening_of_samples(mono_samples(sound, SAMPLE_RATE_HZ), frames, frame_rate_hz)
 
@@ -56,32 +61,32 @@ def speech_opening(sound: Sound, frames: int, frame_rate_hz: float) -> NDArray[n
 def speech_opening_of_samples(
     samples_16khz: NDArray[np.floating], frames: int, frame_rate_hz: float
 ) -> NDArray[np.float64]:
-    """How far open a mouth that speaks these samples is, frame by frame.
+    """How far these samples open the mouth of their speaker in each frame.
 
-    1. A short-time Fourier transform: a periodic Hann window of 640 samples (40 ms), centred at
-       every 160th sample (10 ms) from the first on, with silence beyond both ends.
-    2. p, the sum of |X|^2 over the bins from 300 to 1500 Hz (12 to 60, ends included), divided by
-       640 * 240 / 4 (240 is the sum of the squared window), so that a sine of amplitude 1 within
-       the band has p = 1 (Parseval); the level is 10 log10(max(p, 1e-20)) dBFS.
-    3. x = clip((level - (reference - 20)) / 20, 0, 1), where the reference is the 95th percentile of
-       all levels of the sound; x is 0 where the level is below -60 dBFS.
-    4. x, taken as 0 beyond both ends, is smoothed by a Gaussian of 40 ms (cut off at 4 deviations)
-       and interpolated linearly at j / frame_rate_hz + 0.020 s for frame j: the middle of a frame of
-       25 Hz. It is 0 from 160 ms beyond the sound's ends on.
+    1. A short-time Fourier transform: a periodic Hann window of 640 samples (40 ms), centred at every
+       160th sample (10 ms) starting with the first, with zero padding at both ends.
+    2. p is the sum of |X|^2 over the bins from 300 to 1500 Hz (12 to 60, inclusive), divided by
+       640 * 240 / 4 (240 is the sum of the squared window), so that a sine of amplitude 1 within the
+       band has p = 1 (Parseval). The level is 10 log10(max(p, 1e-20)) dBFS.
+    3. x = clip((level - (reference - 20)) / 20, 0, 1), where the reference is the 95th percentile of all
+       levels of the sound; x is 0 where the level is below -60 dBFS.
+    4. x, zero-padded at both ends, is smoothed by a Gaussian with a standard deviation of 40 ms (truncated
+       at 4 deviations) and linearly interpolated at j / frame_rate_hz + 0.020 s for frame j, the middle of
+       a frame at 25 Hz. It is 0 more than 160 ms beyond the ends of the sound.
 
-    The working memory beside the result is proportional to the samples, about 6 bytes each.
+    Apart from the result, it needs about 6 bytes of memory per sample.
 
     Args:
         samples_16khz: float (n,), mono at 16 kHz, full scale at -1 and 1.
-        frames: how many.
-        frame_rate_hz: frames a second.
+        frames: number of frames.
+        frame_rate_hz: frames per second.
 
     Returns:
-        (frames,), 0..1.
+        float64 (frames,), 0..1.
 
     Raises:
-        InputError: samples of another shape or not finite, a negative number of frames, or a frame
-            rate that is no positive number.
+        InputError: the samples have another shape or are not finite, the number of frames is negative, or
+            the frame rate is not a positive number.
     """
     samples = np.asarray(samples_16khz, np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
@@ -106,28 +111,28 @@ def speech_opening_of_samples(
 
 
 def _band_level_dbfs(samples: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Level of the band for every hop, (n // hop + 1,), in dB; a full-scale sine has 0."""
+    """Level of the band for every hop, (n // hop + 1,), in dBFS; a full-scale sine has 0."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)
     full_scale = WINDOW_SAMPLES * np.square(hann).sum() / 4
     first, last = (edge * WINDOW_SAMPLES // SAMPLE_RATE_HZ for edge in BAND_HZ)
     padded = np.pad(samples, WINDOW_SAMPLES // 2)
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[::HOP_SAMPLES]
     power = np.empty(len(windows))
-    for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
-        part = slice(start, start + _WINDOWS_AT_A_TIME)
-        spectrum = np.fft.rfft(windows[part] * hann)[:, first : last + 1]
-        power[part] = (np.abs(spectrum) ** 2).sum(axis=1)
+    for start in range(0, len(windows), _WINDOWS_PER_CHUNK):
+        chunk = slice(start, start + _WINDOWS_PER_CHUNK)
+        spectrum = np.fft.rfft(windows[chunk] * hann)[:, first : last + 1]
+        power[chunk] = (np.abs(spectrum) ** 2).sum(axis=1)
     return 10 * np.log10(np.maximum(power / full_scale, 1e-20))
 
 
 class MouthOpeningMeter:
-    """Measures frame by frame how much of the mouth's box is dark, the inside of an open mouth.
+    """Measures in every frame how much of the mouth's box is dark, as the inside of an open mouth is.
 
-    The box is that of `sonic.media.lipsync` (`MOUTH_COLUMNS`, `MOUTH_ROWS` of the face box). With the luma
-    of ITU-R BT.601 and s, the median luma of a band over cheeks and nose (`SKIN_COLUMNS`,
-    `SKIN_ROWS`) in the same frame, the opening is the mean of clip((s - luma) / s, 0, 1) over the
-    box: 0 for bare skin, 1 for a black box, whatever the skin's tone and the light's strength. Lips
-    and shadows add a constant, so compare it within one video only.
+    The box is that of `sonic.media.lipsync` (`MOUTH_COLUMNS`, `MOUTH_ROWS` of the face box). The opening
+    is the mean over the box of clip((s - luma) / s, 0, 1), where luma is that of ITU-R BT.601 and s is its
+    median over cheeks and nose (`SKIN_COLUMNS`, `SKIN_ROWS`) in the same frame: 0 for skin and 1 for
+    black, regardless of skin tone and brightness. Lips and shadows add a constant, so values are only
+    comparable within one video.
 
     Args:
         face_box: (x1, y1, x2, y2) in pixels of the frames.
@@ -138,7 +143,7 @@ class MouthOpeningMeter:
         self._values: list[float] = []
 
     def update(self, frame: NDArray[np.uint8]) -> None:
-        """Take the next frame, uint8 (height, width, 3).
+        """Add the next frame, uint8 (height, width, 3).
 
         Raises:
             InputError: the frame has another shape or dtype, or does not show the mouth.
@@ -147,24 +152,27 @@ class MouthOpeningMeter:
         height, width = frame.shape[:2]
         mouth = box_part(self._face_box, MOUTH_COLUMNS, MOUTH_ROWS, height, width, "mouth")
         cheeks = box_part(self._face_box, SKIN_COLUMNS, SKIN_ROWS, height, width, "cheeks")
-        skin = max(float(np.median(luma_of(frame[cheeks]))), 1.0)  # a black frame has no mouth
+        skin = max(float(np.median(luma_of(frame[cheeks]))), 1.0)  # avoids 0 / 0 in a black frame
         self._values.append(float(np.clip((skin - luma_of(frame[mouth])) / skin, 0, 1).mean()))
 
     @property
     def signal(self) -> NDArray[np.float64]:
-        """(frames,): the opening, 0..1."""
+        """float64 (frames,): the opening of the mouth in every frame so far, 0..1."""
         return np.asarray(self._values, np.float64)
 
 
 def mouth_opening(frames: Iterable[NDArray[np.uint8]], face_box: Box) -> NDArray[np.float64]:
-    """How far the mouth of each frame is open: `MouthOpeningMeter` over all frames.
+    """Measure how far the mouth is open in each frame with `MouthOpeningMeter`.
 
     Args:
         frames: uint8 (height, width, 3) each; a video, a spool, an array or a generator.
         face_box: (x1, y1, x2, y2) in pixels.
 
     Returns:
-        (frames,), 0..1.
+        float64 (frames,), 0..1.
+
+    Raises:
+        InputError: a frame has another shape or dtype, or does not show the mouth.
     """
     meter = MouthOpeningMeter(face_box)
     for frame in frames:
@@ -177,9 +185,9 @@ class LipSync:
     """How well a mouth follows its sound.
 
     Attributes:
-        correlation: Pearson's, as it is, -1..1.
-        best_correlation: the largest over all lags that were tried.
-        lag_frames: the lag where it is largest; positive where the mouth is late.
+        correlation: Pearson's correlation at lag 0, -1..1.
+        best_correlation: the largest correlation over all lags that were tried.
+        lag_frames: the lag with the largest correlation; positive if the mouth is late.
         lag_seconds: the same in seconds.
     """
 
@@ -195,21 +203,21 @@ def lip_sync(
     frame_rate_hz: float,
     maximum_lag_frames: int = 5,
 ) -> LipSync:
-    """Correlate a measured mouth opening with the one that the sound asks for.
+    """Correlate the measured mouth opening with the opening that the sound implies.
 
-    r(k) is Pearson's correlation of measured[t] with driven[t - k] over all t for which both exist,
-    for |k| up to `maximum_lag_frames`, or up to half the frames in a short video. Of equal
-    correlations the smallest lag wins. A signal that does not change has correlation 0.
+    r(k) is Pearson's correlation of measured[t] and driven[t - k] over all t for which both exist, for |k|
+    up to `maximum_lag_frames`, or up to half the frames of a short video. Among equal correlations, the
+    smallest lag is reported. A constant signal has correlation 0.
 
     Args:
         measured: (frames,), from `mouth_opening`.
         driven: (frames,), from `speech_opening`.
-        frame_rate_hz: frames a second.
-        maximum_lag_frames: 0 or more.
+        frame_rate_hz: frames per second.
+        maximum_lag_frames: the largest lag to try, 0 or more.
 
     Raises:
-        InputError: signals of different lengths or with numbers that are not finite, a negative
-            maximum, or a frame rate that is no positive number.
+        InputError: the signals differ in length or are not finite, the maximum is negative, or the frame
+            rate is not a positive number.
     """
     measured, driven = _signals(measured, driven)
     _check_rate(frame_rate_hz)
@@ -221,7 +229,7 @@ def lip_sync(
         lag: _correlation(measured[max(lag, 0) : count + lag], driven[max(-lag, 0) : count - lag])
         for lag in range(-reach, reach + 1)
     }
-    # Rounded, so that a constant or periodic signal has no lag by the last bits of its sums.
+    # Rounded, so that rounding errors do not give a constant or periodic signal a lag.
     best = max(correlations, key=lambda lag: (round(correlations[lag], 9), -abs(lag)))
     return LipSync(correlations[0], correlations[best], best, best / frame_rate_hz)
 
@@ -230,26 +238,30 @@ def mouth_amplitude(measured: ArrayLike) -> float:
     """How much a mouth moves: the 95th minus the 5th percentile of its opening, 0..1.
 
     Raises:
-        InputError: no frames, or numbers that are not finite.
+        InputError: there are no frames, or a value is not finite.
     """
-    low, high = _range(measured)
+    low, high = _percentiles(measured)
     return high - low
 
 
 def closed_in_silence(measured: ArrayLike, driven: ArrayLike) -> float | None:
-    """How far open the mouth is where nothing is spoken: 0 closed, 1 as open as it ever gets.
+    """How far open the mouth is during silence, from 0 (closed) to 1 (as open as it ever is).
 
-    The mean of clip((measured - p5) / (p95 - p5), 0, 1), where p5 and p95 are percentiles of the
-    measured opening over all frames, over the frames where `driven` is below 0.02.
+    The mean of clip((measured - p5) / (p95 - p5), 0, 1) over the frames where `driven` is below 0.02; p5
+    and p95 are percentiles of the measured opening over all frames.
+
+    Args:
+        measured: (frames,), from `mouth_opening`.
+        driven: (frames,), from `speech_opening`.
 
     Returns:
-        0..1, or None where speech never stops or the mouth never moves (p95 = p5).
+        0..1, or None if speech never pauses or the mouth never moves (p95 = p5).
 
     Raises:
-        InputError: no frames, signals of different lengths or numbers that are not finite.
+        InputError: there are no frames, the signals differ in length, or a value is not finite.
     """
     measured, driven = _signals(measured, driven)
-    low, high = _range(measured)
+    low, high = _percentiles(measured)
     silent = measured[driven < SILENT_OPENING]
     if not silent.size or high - low < 1e-9:
         return None
@@ -257,7 +269,7 @@ def closed_in_silence(measured: ArrayLike, driven: ArrayLike) -> float | None:
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Pearson's correlation; 0 where either is constant, but for rounding errors, or empty."""
+    """Pearson's correlation; 0 if a signal is empty or, up to rounding errors, constant."""
     if not first.size:
         return 0.0
     deviations, norms = [], []
@@ -277,7 +289,7 @@ def _signals(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], 
     one, two = _signal(first), _signal(second)
     if one.shape != two.shape:
         raise InputError(
-            f"a measured opening of {len(one)} frames and one of {len(two)} frames should be of the "
+            f"a measured opening of {len(one)} frames and one of {len(two)} frames should have the "
             "same length"
         )
     return one, two
@@ -292,7 +304,7 @@ def _signal(values: ArrayLike) -> NDArray[np.float64]:
     return signal
 
 
-def _range(measured: ArrayLike) -> tuple[float, float]:
+def _percentiles(measured: ArrayLike) -> tuple[float, float]:
     """The 5th and the 95th percentile."""
     signal = _signal(measured)
     if not signal.size:

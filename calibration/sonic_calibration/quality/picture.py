@@ -1,7 +1,7 @@
-"""How good the pictures of a video are: sharpness, steadiness, and two videos compared.
+"""Image quality of a video: sharpness, flicker, and the difference between two videos.
 
-Every measure takes one frame at a time, so videos may be spools, memory maps or generators. Luma is
-that of ITU-R BT.601 in 0..255.
+Every metric takes one frame at a time, so videos may be spools, memory maps or generators. Luma is that
+of ITU-R BT.601, from 0 to 255.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Box = tuple[float, float, float, float]
 Frame = NDArray[np.uint8]
 VideoFrames = NDArray[np.uint8] | ArraySpool | Video
 
-#: The mouth's box grows by this share of its size on each side before it is left out.
+#: The mouth's box is enlarged by this share of its size on each side before it is excluded.
 MOUTH_GROWTH = 0.1
-#: Luma levels; what changes less is not seen, and ratios of such changes would say nothing.
-UNSEEN_LEVELS = 0.01
+#: Luma levels; smaller changes are invisible, and ratios of them would be meaningless.
+INVISIBLE_LEVELS = 0.01
 GRADIENT_SCALES = 4
-_GRADIENT_CONSTANT = 170.0  # of Xue et al. 2014, for 0..255
-SIMILARITY_WINDOW_PIXELS = 7  # of scikit-image's structural_similarity
+_GRADIENT_CONSTANT = 170.0  # from Xue et al. 2014, for values from 0 to 255
+SIMILARITY_WINDOW_PIXELS = 7  # the window of scikit-image's structural_similarity
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def check_frame(frame: Frame, shape: tuple[int, ...] | None = None) -> Frame:
-    """The frame, if it is uint8 (height, width, 3) and of `shape` where one is given.
+    """Return the frame if it is uint8 (height, width, 3), and of `shape` if that is given.
 
     Raises:
-        InputError: it is not.
+        InputError: the frame has another shape or dtype.
     """
     frame = np.asarray(frame)
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
@@ -52,7 +52,7 @@ def check_frame(frame: Frame, shape: tuple[int, ...] | None = None) -> Frame:
 
 
 def luma_of(picture: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Luma of (height, width, 3) RGB, float32 (height, width) in the picture's unit."""
+    """Luma of an RGB picture (height, width, 3): float32 (height, width), on the picture's scale."""
     return np.asarray(picture, np.float32) @ _LUMA_WEIGHTS
 
 
@@ -65,17 +65,17 @@ def box_part(
     name: str,
     growth: float = 0.0,
 ) -> tuple[slice, slice]:
-    """Rows and columns of the pixels that a part of a face box touches, within the frame.
+    """Rows and columns of the pixels that a part of a face box covers, clipped to the frame.
 
     Args:
         face_box: (x1, y1, x2, y2) in pixels.
-        columns, rows: the part, as fractions of the box's width and height.
-        height, width: of the frame, pixels.
-        name: of the part, for the message.
-        growth: the part becomes larger by this share of its size on each side.
+        columns, rows: start and end of the part, as fractions of the box's width and height.
+        height, width: of the frame, in pixels.
+        name: of the part, for the error message.
+        growth: the part is enlarged by this share of its size on each side.
 
     Raises:
-        InputError: the box is none, or the part lies outside the frame.
+        InputError: the box is invalid, or the part lies outside the frame.
     """
     if len(face_box) != 4 or not all(map(math.isfinite, face_box)):
         raise InputError(f"a face box of {tuple(face_box)} should be four numbers, x1, y1, x2, y2")
@@ -99,19 +99,19 @@ def box_part(
 
 
 def mouth_region(face_box: Box, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of the mouth's box (`sonic.media.lipsync`), grown by 10 % on each side."""
+    """Rows and columns of the mouth's box (`sonic.media.lipsync`), enlarged by 10 % on each side."""
     return box_part(face_box, MOUTH_COLUMNS, MOUTH_ROWS, height, width, "mouth", MOUTH_GROWTH)
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Fine detail of a video's frames.
+    """How much fine detail the frames of a video have.
 
     Attributes:
-        variance: of the Laplacian of luma, mean over the frames, squared levels (Pech-Pacheco et al.,
-            "Diatom autofocusing in brightfield microscopy", 2000).
-        worst_variance: of the least sharp frame.
-        ratio: `variance` over the portrait's, or None without a portrait; 1 is as sharp.
+        variance: variance of the Laplacian of luma (squared luma levels), averaged over the frames
+            (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000).
+        worst_variance: that of the least sharp frame.
+        ratio: `variance` divided by the portrait's; 1 means equally sharp, None means no portrait.
     """
 
     variance: float
@@ -120,24 +120,35 @@ class Sharpness:
 
 
 class SharpnessMeter:
-    """Measures the sharpness of every frame; with a portrait, uint8 (height, width, 3), against it."""
+    """Measures the sharpness of every frame.
+
+    Args:
+        portrait: uint8 (height, width, 3), whose sharpness the frames' is compared with; or None.
+
+    Raises:
+        InputError: the portrait has another shape or dtype.
+    """
 
     def __init__(self, portrait: Frame | None = None) -> None:
         self._portrait = None if portrait is None else _laplacian_variance(luma_of(check_frame(portrait)))
         self._values: list[float] = []
 
     def update(self, luma: NDArray[np.float32]) -> None:
-        """Take the next frame's luma, (height, width)."""
+        """Add the next frame's luma, (height, width)."""
         self._values.append(_laplacian_variance(luma))
 
     @property
     def result(self) -> Sharpness:
-        """Of all frames so far; InputError where there are none."""
+        """Sharpness of all frames so far.
+
+        Raises:
+            InputError: there are no frames.
+        """
         _check_count(len(self._values))
         variance = float(np.mean(self._values))
-        # A portrait of one colour is matched by frames of one colour.
-        unseen = UNSEEN_LEVELS**2
-        ratio = None if self._portrait is None else (variance + unseen) / (self._portrait + unseen)
+        # Frames of a single colour are as sharp as a portrait of a single colour.
+        invisible = INVISIBLE_LEVELS**2
+        ratio = None if self._portrait is None else (variance + invisible) / (self._portrait + invisible)
         return Sharpness(variance, min(self._values), ratio)
 
 
@@ -146,14 +157,14 @@ def _laplacian_variance(luma: NDArray[np.float32]) -> float:
 
 
 def sharpness(frames: Iterable[Frame], portrait: Frame | None = None) -> Sharpness:
-    """Variance of the Laplacian of the frames' luma, and its ratio to the portrait's.
+    """Measure the sharpness of a video with `SharpnessMeter`.
 
     Args:
         frames: uint8 (height, width, 3) each.
-        portrait: uint8 (height, width, 3), best of the frames' size; or None.
+        portrait: uint8 (height, width, 3), preferably of the frames' size; or None.
 
     Raises:
-        InputError: no frames, or one of another shape or dtype.
+        InputError: there are no frames, or one has another shape or dtype.
     """
     meter = SharpnessMeter(portrait)
     for frame in frames:
@@ -163,16 +174,16 @@ def sharpness(frames: Iterable[Frame], portrait: Frame | None = None) -> Sharpne
 
 @dataclass(frozen=True)
 class Flicker:
-    """Unrest of a video's frames.
+    """How much a video flickers.
 
     Attributes:
         difference: mean absolute difference of luma (0..255) between consecutive frames, outside the
-            mouth's box grown by 10 %.
+            mouth's box enlarged by 10 %.
         strobe: mean of |L[t-1] - 2 L[t] + L[t+1]|, where L is the mean luma of a whole frame: steady
-            changes of light count nothing, flashes and frames of alternating brightness do.
-        border_ratio: the strobe at window borders over that of the other frames; 1 where borders do
-            not show, None without borders. Both are taken 0.01 levels higher than they are, so that
-            the ratio of two that nobody sees stays near 1.
+            changes of brightness do not count, flashes and alternating brightness do.
+        border_ratio: the strobe at window borders divided by that of the other frames; 1 if the borders
+            are invisible, None if there are no borders. 0.01 levels are added to both, so that the ratio
+            of two invisible strobes stays near 1.
     """
 
     difference: float
@@ -181,7 +192,7 @@ class Flicker:
 
 
 class FlickerMeter:
-    """Measures how much what should be still changes from frame to frame.
+    """Measures how much the parts of the frames that should be still change from frame to frame.
 
     Args:
         face_box: (x1, y1, x2, y2) in pixels of the frames.
@@ -195,7 +206,11 @@ class FlickerMeter:
         self._levels: list[float] = []
 
     def update(self, luma: NDArray[np.float32]) -> None:
-        """Take the next frame's luma, (height, width)."""
+        """Add the next frame's luma, (height, width).
+
+        Raises:
+            InputError: the face box is invalid, does not show the mouth, or shows nothing else.
+        """
         if self._outside is None:
             self._outside = np.ones(luma.shape, bool)
             self._outside[mouth_region(self._face_box, *luma.shape)] = False
@@ -208,14 +223,15 @@ class FlickerMeter:
         self._levels.append(float(luma.mean(dtype=np.float64)))
 
     def result(self, window_borders: Sequence[int] | None = None) -> Flicker:
-        """Of all frames so far.
+        """Flicker of all frames so far.
 
         Args:
-            window_borders: the first frame of every window but the first. The strobe at a border is
-                that of this frame and of the one before, whose second differences span the step.
+            window_borders: the first frame of every denoising window but the first. The strobe at a
+                border is that of this frame and of the one before, whose second differences span the
+                border.
 
         Raises:
-            InputError: no frames, or a border that is not between two of them.
+            InputError: there are no frames, or a border is not between two of them.
         """
         count = len(self._levels)
         _check_count(count)
@@ -224,7 +240,7 @@ class FlickerMeter:
             raise InputError(
                 f"window borders {borders} should be frames from 1 to {count - 1}, the first of a window"
             )
-        # [i] is that of frame i + 1: the first and the last frame have none.
+        # Element i belongs to frame i + 1: the first and the last frame have no second difference.
         second = np.abs(np.diff(self._levels, 2))
         at_border = np.zeros(count, bool)
         for border in borders:
@@ -233,19 +249,23 @@ class FlickerMeter:
         ratio = None
         if at_border.any() and not at_border.all():
             ratio = float(
-                (second[at_border].mean() + UNSEEN_LEVELS) / (second[~at_border].mean() + UNSEEN_LEVELS)
+                (second[at_border].mean() + INVISIBLE_LEVELS) / (second[~at_border].mean() + INVISIBLE_LEVELS)
             )
         difference = float(np.mean(self._differences)) if self._differences else 0.0
         return Flicker(difference, float(second.mean()) if second.size else 0.0, ratio)
 
 
 def flicker(frames: Iterable[Frame], face_box: Box, window_borders: Sequence[int] | None = None) -> Flicker:
-    """Unrest of a video: `FlickerMeter` over all frames.
+    """Measure the flicker of a video with `FlickerMeter`.
 
     Args:
-        frames: uint8 (height, width, 3) each, of one shape.
+        frames: uint8 (height, width, 3) each, all of the same shape.
         face_box: (x1, y1, x2, y2) in pixels.
         window_borders: as for `FlickerMeter.result`.
+
+    Raises:
+        InputError: there are no frames, one has another shape or dtype, the face box cannot be used, or
+            a border is not between two frames.
     """
     meter = FlickerMeter(face_box)
     shape = None
@@ -258,14 +278,14 @@ def flicker(frames: Iterable[Frame], face_box: Box, window_borders: Sequence[int
 
 @dataclass(frozen=True)
 class VideoDifference:
-    """How far two uint8 videos are apart.
+    """How much two uint8 videos differ.
 
     Attributes:
         psnr_db: of the whole video, from the mean squared error of all frames.
-        ssim: mean structural similarity.
-        worst_frame: the frame with the largest error.
-        worst_psnr_db: its PSNR.
-        gradient_distance: mean of `gradient_distance` over the frames.
+        ssim: structural similarity, averaged over the frames.
+        worst_frame: index of the frame with the largest mean squared error.
+        worst_psnr_db: PSNR of that frame.
+        gradient_distance: `gradient_distance` averaged over the frames.
     """
 
     psnr_db: float
@@ -276,13 +296,13 @@ class VideoDifference:
 
 
 def compare_videos(frames: VideoFrames, reference: VideoFrames) -> VideoDifference:
-    """Compare two videos frame by frame, so that both may be memory maps or spools.
+    """Compare two videos frame by frame; both may be memory maps or spools.
 
     Args:
         frames, reference: uint8 (frames, height, width, 3), at least 7x7 pixels.
 
     Raises:
-        InputError: shapes that differ, no frames, or frames that are too small.
+        InputError: the shapes differ, there are no frames, or the frames are too small.
     """
     shape = tuple(frames.shape)
     if shape != tuple(reference.shape):
@@ -310,19 +330,19 @@ def compare_videos(frames: VideoFrames, reference: VideoFrames) -> VideoDifferen
 
 
 def gradient_distance(frame: Frame, expected: Frame) -> float:
-    """How much the edges of two pictures differ, 0 (equal) to 1: no learned weights are needed.
+    """How much the edges of two pictures differ, from 0 (equal) to 1, without learned weights.
 
-    The mean over four scales (each half as large as the one before, by 2x2 means; fewer where a side
-    would fall below 3 pixels) of the mean of 1 - (2 a b + 170) / (a^2 + b^2 + 170), where a and b are
-    the gradient magnitudes of luma by Prewitt's filters / 3. The similarity is that of Xue, Zhang, Mou
-    and Bovik, "Gradient magnitude similarity deviation", 2014; the mean in place of the deviation makes
-    even blur count, and the scales make it see what is coarser than 3 pixels.
+    The mean, over four scales, of the mean of 1 - (2 a b + 170) / (a^2 + b^2 + 170), where a and b are the
+    gradient magnitudes of luma (Prewitt filters divided by 3). Each scale halves the one before by
+    averaging 2x2 pixels; scales with a side below 3 pixels are left out. The similarity is that of Xue,
+    Zhang, Mou and Bovik, "Gradient magnitude similarity deviation", 2014; taking the mean instead of the
+    deviation penalises uniform blur too, and the scales capture structures larger than 3 pixels.
 
     Args:
-        frame, expected: uint8 (height, width, 3) of one shape.
+        frame, expected: uint8 (height, width, 3), of the same shape.
 
     Raises:
-        InputError: pictures of another dtype, or of different shapes.
+        InputError: a picture has another dtype, or the shapes differ.
     """
     expected = check_frame(expected)
     one, other = luma_of(check_frame(frame, expected.shape)), luma_of(expected)
@@ -335,7 +355,7 @@ def gradient_distance(frame: Frame, expected: Frame) -> float:
         a, b = _gradient_magnitude(one), _gradient_magnitude(other)
         similarity = (2 * a * b + _GRADIENT_CONSTANT) / (a * a + b * b + _GRADIENT_CONSTANT)
         distances.append(float((1 - similarity).mean(dtype=np.float64)))
-    return max(float(np.mean(distances)), 0.0)  # rounding may leave equal pictures below 0
+    return max(float(np.mean(distances)), 0.0)  # rounding can make it negative for equal pictures
 
 
 def _halved(luma: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""All quality measures of one video, as numbers and as a table."""
+"""All quality metrics of one video, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ from sonic_calibration.quality.picture import (
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What `judge` measured.
+    """The result of `judge`.
 
     Attributes:
-        frames, height, width: of the video; pixels.
-        frame_rate_hz: frames a second.
+        frames: number of frames.
+        height, width: of the frames, in pixels.
+        frame_rate_hz: frames per second.
         face_box: (x1, y1, x2, y2) in pixels.
-        mouth_amplitude: how much the mouth moves (`mouth_amplitude`).
-        lip_sync: how well it follows the sound; None without sound.
-        closed_in_silence: how far open it is in silence; None without sound or silence.
-        sharpness, flicker: of the pictures.
-        identity: against the portrait; None without one.
-        difference: from the reference video; None without one.
+        mouth_amplitude: how much the mouth moves, 0..1.
+        lip_sync: how well the mouth follows the sound; None without sound.
+        closed_in_silence: how far open the mouth is during silence, from 0 (closed) to 1; None without
+            sound, or if speech never pauses.
+        sharpness, flicker: of the frames.
+        identity: similarity to the portrait; None without a portrait.
+        difference: difference from the reference video; None without a reference.
     """
 
     frames: int
@@ -67,7 +69,7 @@ class QualityReport:
     difference: VideoDifference | None
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers for a file; what was not measured is None."""
+        """The report as a dictionary for JSON; metrics that were not measured are None."""
         return asdict(self) | {"face_box": list(self.face_box)}
 
 
@@ -82,30 +84,32 @@ def judge(
     """Measure the quality of a talking-head video, one frame at a time.
 
     Args:
-        video: with its sound, where lip sync is to be measured.
+        video: the video; lip sync is measured only if it has sound.
         face_box: (x1, y1, x2, y2) of the face in pixels of the video.
-        portrait: uint8 (height, width, 3) of the video's size, to hold the face against.
-        reference: a video of the same shape, to hold the whole against.
-        window_borders: the first frame of every denoising window but the first, where a strobe may show.
-        progress: shows the stages.
+        portrait: uint8 (height, width, 3) of the video's size, to compare the face with.
+        reference: a video of the same shape, to compare the frames with.
+        window_borders: the first frame of every denoising window but the first, where flicker may show.
+        progress: reports the stages.
 
     Raises:
-        InputError: a video without frames, a face box outside it, a portrait or reference of another
-            shape, or borders that are not frames of it.
+        InputError: the video has no frames, the face box lies outside it, the portrait or the reference has
+            another shape, or a border is not a frame of the video.
     """
     frames, height, width, _ = video.shape
     if not frames:
         raise InputError("there are no frames to measure; give a video with at least one")
     progress = progress or NoProgress()
-    mouth, sharp, unrest = MouthOpeningMeter(face_box), SharpnessMeter(portrait), FlickerMeter(face_box)
-    likeness = None
+    mouth_meter = MouthOpeningMeter(face_box)
+    sharpness_meter = SharpnessMeter(portrait)
+    flicker_meter = FlickerMeter(face_box)
+    identity_meter = None
     if portrait is not None:
         if check_frame(portrait).shape != video.shape[1:]:
             raise InputError(
                 f"a portrait of {portrait.shape[1]}x{portrait.shape[0]} pixels should have the video's "
                 f"{width}x{height}"
             )
-        likeness = IdentityMeter(portrait, face_box)
+        identity_meter = IdentityMeter(portrait, face_box)
     difference = None
     if reference is not None:
         with progress.stage("comparing", 1) as advance:
@@ -113,14 +117,14 @@ def judge(
             advance()
     with progress.stage("measuring", frames) as advance:
         for frame in video:
-            mouth.update(frame)
+            mouth_meter.update(frame)
             luma = luma_of(frame)
-            sharp.update(luma)
-            unrest.update(luma)
-            if likeness is not None:
-                likeness.update(frame)
+            sharpness_meter.update(luma)
+            flicker_meter.update(luma)
+            if identity_meter is not None:
+                identity_meter.update(frame)
             advance()
-    measured = mouth.signal
+    measured = mouth_meter.signal
     sync = closed = None
     if video.sound is not None:
         driven = speech_opening(video.sound, frames, video.frame_rate_hz)
@@ -135,17 +139,17 @@ def judge(
         mouth_amplitude=mouth_amplitude(measured),
         lip_sync=sync,
         closed_in_silence=closed,
-        sharpness=sharp.result,
-        flicker=unrest.result(window_borders),
-        identity=None if likeness is None else likeness.result,
+        sharpness=sharpness_meter.result,
+        flicker=flicker_meter.result(window_borders),
+        identity=None if identity_meter is None else identity_meter.result,
         difference=difference,
     )
 
 
 def quality_table(report: QualityReport, title: str = "quality") -> Table:
-    """The report for a terminal of 80 columns: what, how much, and how to read it."""
+    """The report as a table for a terminal of 80 columns: metric, value, and how to read it."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("measure", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning", style="dim")
     for rows in _sections(report):
@@ -169,45 +173,45 @@ def _sections(report: QualityReport) -> list[list[tuple[str, str, str]]]:
         mouth += [
             ("lip sync", f"{sync.correlation:.3f}", "correlation with the sound; 1 is perfect"),
             ("  best", f"{sync.best_correlation:.3f}", f"at {lag} ({sync.lag_seconds * 1000:+.0f} ms); "
-             "+ is a late mouth"),
+             "+ means a late mouth"),
         ]  # fmt: skip
-    mouth.append(("mouth amplitude", f"{report.mouth_amplitude:.3f}", "share of dark mouth, p95 - p5"))
+    mouth.append(("mouth amplitude", f"{report.mouth_amplitude:.3f}", "dark share of the mouth, p95 - p5"))
     mouth.append(
         ("open in silence", "-" if closed is None else f"{closed:.3f}", "0 closed, 1 open as in speech")
     )
-    sharp, unrest = report.sharpness, report.flicker
-    ratio = "" if sharp.ratio is None else f"; {sharp.ratio:.2f} of the portrait's"
+    sharpness, flicker = report.sharpness, report.flicker
+    ratio = "" if sharpness.ratio is None else f"; {sharpness.ratio:.2f} of the portrait's"
     pictures = [
-        ("sharpness", f"{sharp.variance:.1f}", f"variance of the Laplacian{ratio}"),
-        ("flicker", f"{unrest.difference:.3f}", "luma levels from frame to frame, mouth left out"),
-        ("strobe", f"{unrest.strobe:.3f}", "luma levels, second difference of the mean"),
+        ("sharpness", f"{sharpness.variance:.1f}", f"variance of the Laplacian{ratio}"),
+        ("flicker", f"{flicker.difference:.3f}", "luma levels between frames, mouth excluded"),
+        ("strobe", f"{flicker.strobe:.3f}", "luma levels, second difference of the mean"),
     ]
-    if unrest.border_ratio is not None:
-        pictures.append(("  at borders", f"{unrest.border_ratio:.2f}", "times the others'; 1 is none"))
+    if flicker.border_ratio is not None:
+        pictures.append(("  at borders", f"{flicker.border_ratio:.2f}", "vs. other frames; 1 is ideal"))
     sections = [mouth, pictures]
     if report.identity is not None:
         face = report.identity
         sections.append([
-            ("identity", f"{face.psnr_db:.1f} dB", f"face against portrait; SSIM {face.ssim:.3f}"),
+            ("identity", f"{face.psnr_db:.1f} dB", f"face vs. portrait; SSIM {face.ssim:.3f}"),
             ("  aligned", f"{face.aligned_psnr_db:.1f} dB",
-             f"less {face.motion_pixels:.2f} px of motion; SSIM {face.aligned_ssim:.3f}"),
+             f"without {face.motion_pixels:.2f} px motion; SSIM {face.aligned_ssim:.3f}"),
             ("  worst frame", f"{face.worst_aligned_psnr_db:.1f} dB", f"aligned, frame {face.worst_frame}"),
-            ("whole picture", f"{face.picture_psnr_db:.1f} dB", "against the portrait, mouth left out"),
+            ("whole picture", f"{face.picture_psnr_db:.1f} dB", "frame vs. portrait, mouth excluded"),
         ])  # fmt: skip
     if report.difference is not None:
-        gap = report.difference
+        difference = report.difference
         sections.append([
-            ("reference", f"{gap.psnr_db:.1f} dB", f"against the other video; SSIM {gap.ssim:.4f}"),
-            ("  worst frame", f"{gap.worst_psnr_db:.1f} dB", f"frame {gap.worst_frame}"),
-            ("  gradients", f"{gap.gradient_distance:.4f}", "distance of edges; 0 is equal"),
+            ("reference", f"{difference.psnr_db:.1f} dB", f"vs. the other video; SSIM {difference.ssim:.4f}"),
+            ("  worst frame", f"{difference.worst_psnr_db:.1f} dB", f"frame {difference.worst_frame}"),
+            ("  gradients", f"{difference.gradient_distance:.4f}", "distance of edges; 0 is equal"),
         ])  # fmt: skip
     return sections
 
 
 def write_quality(path: Path, report: QualityReport) -> None:
-    """Write the report as JSON; the file appears whole or not at all.
+    """Write the report as JSON, atomically.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: the file cannot be written.
     """
     write_json(path, report.to_json())

@@ -1,4 +1,4 @@
-"""The face of a video, and the portrait it is held against."""
+"""The face box of a video, and the portrait that the video is compared with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from sonic.media.video import Video
 from sonic.model import SonicModel, load_model
 from sonic_calibration.quality.picture import Box
 
-#: How much narrower or wider than its video a portrait may be without a warning: rounding to
-#: multiples of 64 pixels changes the shape of small videos by about this much.
-SHAPE_TOLERANCE = 0.1
+#: A portrait's aspect ratio may differ by this share from the video's without a warning: rounding to
+#: multiples of 64 pixels changes the aspect ratio of small videos by about this much.
+ASPECT_TOLERANCE = 0.1
 
 
 def parse_box(text: str | None, bundle: str | None) -> Box | None:
-    """The box of ``--face-box``, or None where a bundle is to find the face.
+    """Parse the value of ``--face-box``.
+
+    Args:
+        text: ``x1,y1,x2,y2`` in pixels, or None.
+        bundle: the value of ``--bundle``, or None.
+
+    Returns:
+        (x1, y1, x2, y2) in pixels, or None if the bundle's detector is to find the face.
 
     Raises:
-        InputError: both are given, or none, or the text is not four numbers x1,y1,x2,y2.
+        InputError: both or neither of the options are given, or the text is not four numbers.
     """
     if (text is None) == (bundle is None):
         raise InputError(
@@ -42,15 +49,18 @@ def parse_box(text: str | None, bundle: str | None) -> Box | None:
 
 
 def find_face(video: Video, bundle: str, name: str) -> Box:
-    """The largest face of the first frame, (x1, y1, x2, y2) in pixels, by a bundle's detector.
+    """Find the largest face in the first frame with a bundle's face detector.
 
     Args:
-        video: with at least one frame.
-        bundle: a name or a path.
-        name: of the video, for the message.
+        video: has at least one frame.
+        bundle: a bundle's name or path.
+        name: the video's name, for the error message.
+
+    Returns:
+        (x1, y1, x2, y2) in pixels.
 
     Raises:
-        BundleError: there is no such bundle, or it cannot be run.
+        BundleError: the bundle does not exist, or it cannot be run.
         InputError: no face was found.
     """
     hint = "give --face-box x1,y1,x2,y2"
@@ -60,10 +70,19 @@ def find_face(video: Video, bundle: str, name: str) -> Box:
 def largest_face(
     frame: NDArray[np.uint8], model: SonicModel, name: str, hint: str = "give another picture"
 ) -> Box:
-    """The largest face of a frame, (x1, y1, x2, y2) in pixels.
+    """Find the largest face in a frame with a model's face detector.
+
+    Args:
+        frame: uint8 (height, width, 3).
+        model: the loaded bundle.
+        name: the frame's name, for the error message.
+        hint: what the user can do if no face is found, for the error message.
+
+    Returns:
+        (x1, y1, x2, y2) in pixels.
 
     Raises:
-        InputError: no face was found; `name` says where, `hint` what to do.
+        InputError: no face was found.
     """
     with model.engine.open("face_detector") as detector:
         faces = detect_faces(frame, detector.run, model.constants.face)
@@ -73,9 +92,13 @@ def largest_face(
 
 
 def portrait_of_size(path: Path, width: int, height: int) -> NDArray[np.uint8]:
-    """A portrait scaled to a video's size, as `sonic.media.portrait.prepare_portrait` does.
+    """Load a portrait and scale it to a video's size, as `sonic.media.portrait.prepare_portrait` does.
 
-    Warns where the shapes differ, as those of a crop (``--expand-ratio``) do.
+    Warns if the aspect ratios differ, as they do if the video was made from a crop (``--expand-ratio``).
+
+    Args:
+        path: the picture's file.
+        width, height: the video's size in pixels.
 
     Returns:
         uint8 (height, width, 3).
@@ -85,7 +108,7 @@ def portrait_of_size(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     """
     picture = load_portrait(path)
     change = width / height / (picture.width / picture.height)
-    if not 1 - SHAPE_TOLERANCE < change < 1 / (1 - SHAPE_TOLERANCE):
+    if not 1 - ASPECT_TOLERANCE < change < 1 / (1 - ASPECT_TOLERANCE):
         warn(
             f"{path} has {picture.width}x{picture.height} pixels and the video {width}x{height}; if the "
             "video was made from a crop, give that crop"

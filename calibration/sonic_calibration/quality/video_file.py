@@ -1,4 +1,4 @@
-"""Reading a video file frame by frame."""
+"""Reads a video file frame by frame."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from sonic.media.audio import TOLERANT, load_sound
 from sonic.media.video import Video
 from sonic.storage.spool import ArraySpool
 
-#: A frame further than this share of a frame's time from its place means an uneven frame rate.
-PLACE_TOLERANCE = 0.75
+#: A frame that is off its expected time by more than this many frame intervals means an uneven frame rate.
+TIMING_TOLERANCE_FRAMES = 0.75
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts"
 _FORMATS = "MP4, MOV, MKV, WebM or AVI"
 
 
 def read_video(path: str | PathLike[str], spool_directory: str | PathLike[str] | None = None) -> Video:
-    """Decode the first video stream of a file, and its sound where it has any.
+    """Decode the first video stream of a file, and its sound if it has any.
 
-    Frames become RGB by the colour matrix and range that the file is labelled with. They go one by
-    one to a spool, so memory does not grow with their number; the sound is held whole, and taken to
+    Frames are converted to RGB by the colour matrix and range that the file declares. They go to a spool
+    one by one, so memory does not grow with their number; the sound is kept in memory and is assumed to
     start with the first frame.
 
     Args:
         path: a video file.
-        spool_directory: where long videos are kept while they are used; the system's temporary folder
-            by default.
+        spool_directory: where the frames of long videos are stored; the system's temporary folder by
+            default.
+
+    Returns:
+        uint8 (frames, height, width, 3) with the frame rate and the sound.
 
     Raises:
-        InputError: the file is missing, not a regular file, damaged, without a video stream, of an
-            uneven frame rate, of frames that change their size, or with a sound that cannot be used
-            (`sonic.media.audio.load_sound`).
-        OutputError: the spool's disk is full.
+        InputError: the file is missing, not a regular file or damaged, has no video stream, an uneven frame
+            rate or frames of different sizes, or its sound cannot be used (`sonic.media.audio.load_sound`).
+        OutputError: the spool cannot be written, for example because the disk is full.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder, but a video file is needed")
     if not path.exists():
         raise InputError(f"{path} does not exist; give the path of a video file")
-    if not path.is_file():  # a pipe would be waited for without end
+    if not path.is_file():  # reading a pipe could block forever
         raise InputError(f"{path} is not a regular file, but a video file is needed")
     try:
         frames, rate_hz, has_sound = _decode(path, spool_directory)
-    except SonicError:  # the spool's too
+    except SonicError:  # including those of the spool
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, av.ArgumentError):  # a container that is not listed
+        if isinstance(error, av.ArgumentError):  # a container that is not in the whitelist
             reason = "its format is not supported"
         raise InputError(
             f"{path} cannot be decoded as a video ({reason}); give an undamaged {_FORMATS} file"
@@ -59,7 +61,7 @@ def read_video(path: str | PathLike[str], spool_directory: str | PathLike[str] |
 
 
 def _decode(path: Path, spool_directory: str | PathLike[str] | None) -> tuple[ArraySpool, float, bool]:
-    # As in sonic.media.audio: neither an address nor a play list may lead to other files.
+    # As in sonic.media.audio: neither a URL nor a playlist may make FFmpeg open other files.
     options = {"format_whitelist": _CONTAINERS}
     with av.open(f"file:{path}", options=options, **TOLERANT) as container:
         if not container.streams.video:
@@ -82,8 +84,8 @@ def _decode(path: Path, spool_directory: str | PathLike[str] | None) -> tuple[Ar
                     f"at frame {len(spool)}; give a video of one size"
                 )
             if frame.time is not None:
-                place = (frame.time - first_seconds) * rate_hz
-                if abs(place - len(spool)) > PLACE_TOLERANCE:
+                position = (frame.time - first_seconds) * rate_hz
+                if abs(position - len(spool)) > TIMING_TOLERANCE_FRAMES:
                     raise InputError(
                         f"{path} shows frame {len(spool)} at {frame.time:.3f} s, but at an even "
                         f"{rate_hz:g} Hz it should be at {first_seconds + len(spool) / rate_hz:.3f} s; "
