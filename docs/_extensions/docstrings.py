@@ -21,7 +21,7 @@ def mark_examples(_app: Any, what: str, _name: str, _obj: Any, _options: Any, li
     paragraphs = "\n".join(lines).rstrip().split("\n\n")
     marked: list[str] = []
     if what in ("attribute", "data", "property") and ":" in paragraphs[0].partition("\n")[0]:
-        marked.append("")  # napoleon would take what is before the colon for a type
+        marked += ["..", ""]  # a comment, or napoleon would take what is before the colon for a type
     in_section = after_example = False
     for paragraph in (text.split("\n") for text in paragraphs):
         if not paragraph[0].startswith(" "):
