@@ -26,8 +26,9 @@ from sonic.storage.files import replace_file
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import stages
+from sonic_convert.export.dimensions import files_of_dimensions, read_dimensions
 from sonic_convert.export.stages import StageResult
-from sonic_convert.export.submodels import SUBMODELS, Submodel, measure
+from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.golden import FOLDER, make_golden
 
 _MEL_FILTERS = "mel_filters.npy"
@@ -72,8 +73,8 @@ def convert(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
-    files = sorted({path for s in SUBMODELS for path in checkpoint.files(s.component)})
-    files = sorted({*files, *checkpoint.files("constants")})
+    weights = {path for submodel in SUBMODELS for path in checkpoint.files(submodel.component)}
+    files = sorted(weights | files_of_dimensions(checkpoint))
     with progress.stage("reading checkpoint", len(files)) as advance:
         sources = {path: _source_info(path, checkpoint.path, work, advance) for path in files}
     results: dict[str, dict[str, StageResult]] = {}
@@ -97,14 +98,13 @@ def _convert_submodel(
     advance: Callable[[], None],
 ) -> dict[str, StageResult]:
     folder = work / submodel.name
-    # The table's examples and constants depend on every configuration and on the audio head's shape.
-    read = {*checkpoint.files(submodel.component), *checkpoint.files("audio2token")}
-    read |= {path for path in sources if path.suffix == ".json"}
+    # The table's examples follow from the dimensions.
+    read = {*checkpoint.files(submodel.component), *files_of_dimensions(checkpoint)}
     digest = hashlib.sha256("\n".join(sources[path].sha256 for path in sorted(read)).encode())
     exported = stages.export(submodel, checkpoint, folder / "exported", digest.hexdigest())
     advance()
     simplified = stages.simplify(
-        submodel.outputs(measure(checkpoint)),
+        submodel.outputs(read_dimensions(checkpoint)),
         folder / "exported",
         folder / "simplified",
         exported.digest,
@@ -114,7 +114,7 @@ def _convert_submodel(
     advance()
     checked = stages.check(submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest)
     advance()
-    inputs = submodel.inputs(measure(checkpoint))
+    inputs = submodel.inputs(read_dimensions(checkpoint))
     weighed = stages.weigh(submodel, inputs, folder / "fused", folder / "weighed", fused.digest)
     advance()
     return {

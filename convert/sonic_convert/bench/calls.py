@@ -26,8 +26,8 @@ from sonic.model import SonicModel
 from sonic.progress import Progress
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export.call_memory import measure_calls
-from sonic_convert.export.submodels import SUBMODELS, build_unet, measure, unet_sizes
-from sonic_convert.parity.parity import published_unet_inputs
+from sonic_convert.export.dimensions import read_dimensions
+from sonic_convert.export.submodels import find_submodel, unet_sizes
 
 #: Engines that are timed beside the bundle, by the names that the command knows.
 ENGINES = ("pytorch", "unfused", "openvino")
@@ -153,13 +153,12 @@ def unet_inputs(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Random inputs of the exported UNet, with the masks of a face, and that face's mask."""
     side = resolution_pixels // checkpoint.constants.video.latent_stride_pixels
-    submodel = next(submodel for submodel in SUBMODELS if submodel.name == "unet")
-    levels = range(measure(checkpoint).levels)
-    inputs = submodel.example(measure(checkpoint), unet_sizes(1, frames, side, side))
+    dimensions = read_dimensions(checkpoint)
+    inputs = find_submodel("unet").example(dimensions, unet_sizes(1, frames, side, side))
     quarter = resolution_pixels // 4
     face_mask = torch.zeros(1, 1, resolution_pixels, resolution_pixels)
     face_mask[..., quarter:-quarter, quarter:-quarter] = 1
-    for level in levels:
+    for level in range(dimensions.levels):
         inputs[f"mask_{level}"] = interpolate(face_mask, (side >> level,) * 2, mode="bicubic")
     return inputs, face_mask
 
@@ -193,8 +192,9 @@ def _open_bundles(
 def _pytorch(
     checkpoint: Checkpoint, inputs: dict[str, torch.Tensor], face_mask: torch.Tensor
 ) -> Callable[[], Any]:
-    unet = build_unet(checkpoint)
-    arguments = published_unet_inputs(inputs, face_mask)
+    submodel = find_submodel("unet")
+    unet = submodel.build_published(checkpoint)
+    arguments = submodel.published_arguments(inputs, face_mask)
 
     def run() -> Any:
         with torch.inference_mode():

@@ -30,6 +30,9 @@ COMPONENTS = (
     "frame_interpolator",
     "face_detector",
 )
+CONSTANTS = "constants"
+"""In place of a component: the files that give the runtime's numbers beside the components' own."""
+
 EMBEDDED = Path(__file__).parents[1] / "assets"
 """Checkpoints that this package brings along, by name: sonic-tiny."""
 
@@ -86,7 +89,7 @@ class Checkpoint:
             "unet": [path / CONFIGS["unet"], path / "Sonic/unet.pth"],
             "frame_interpolator": [path / "RIFE/flownet.pkl"],
             "face_detector": [path / "yoloface_v5m.pt"],
-            "constants": [path / CONFIGS["scheduler"]],
+            CONSTANTS: [path / CONFIGS["scheduler"]],
         }
         for component in WEIGHTS:
             files[component] = [path / CONFIGS[component], find_weights(path, component, variant)]
@@ -94,7 +97,7 @@ class Checkpoint:
         own: dict[str, Any] = {}
         if own_path.is_file():
             own = read_json(own_path)
-            files["constants"].append(own_path)
+            files[CONSTANTS].append(own_path)
         configs = read_configs(path)
         constants = override_constants(read_constants(configs, path), own, own_path)
         return cls(
@@ -111,7 +114,7 @@ class Checkpoint:
         )
 
     def files(self, component: str) -> list[Path]:
-        """The files that `component` (one of `COMPONENTS`, or "constants") is read from."""
+        """The files that `component` (one of `COMPONENTS`, or `CONSTANTS`) is read from."""
         return list(self._files[component])
 
     def weights_file(self, component: str) -> Path:

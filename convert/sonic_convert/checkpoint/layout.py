@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,16 +28,38 @@ FILES: dict[str, tuple[str, str]] = {
     f"{_VIDEO_MODEL}/scheduler/scheduler_config.json": ("the sampler's configuration", _SVD),
     "whisper-tiny/config.json": ("the audio encoder's configuration", _WHISPER),
 }
-# Weights that come under several names: folder, stems of .safetensors and .bin, what, where.
-WEIGHTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
-    "vae": (f"{_VIDEO_MODEL}/vae", ("diffusion_pytorch_model",) * 2, "the VAE", _SVD),
-    "image_encoder": (
-        f"{_VIDEO_MODEL}/image_encoder",
-        ("model", "pytorch_model"),
-        "the image encoder",
-        _SVD,
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Weights that come under several names.
+
+    Attributes:
+        folder: where they are.
+        safetensors_stem, bin_stem: of the names that end in .safetensors and .bin.
+        what: they are.
+        where: users get them.
+        has_variants: whether upstream loads ``.fp16`` files too.
+    """
+
+    folder: str
+    safetensors_stem: str
+    bin_stem: str
+    what: str
+    where: str
+    has_variants: bool = True
+
+
+WEIGHTS = {
+    "vae": WeightFiles(
+        f"{_VIDEO_MODEL}/vae", "diffusion_pytorch_model", "diffusion_pytorch_model", "the VAE", _SVD
     ),
-    "audio_encoder": ("whisper-tiny", ("model", "pytorch_model"), "the audio encoder", _WHISPER),
+    "image_encoder": WeightFiles(
+        f"{_VIDEO_MODEL}/image_encoder", "model", "pytorch_model", "the image encoder", _SVD
+    ),
+    "audio_encoder": WeightFiles(
+        "whisper-tiny", "model", "pytorch_model", "the audio encoder", _WHISPER, has_variants=False
+    ),
 }
 CONFIGS = {
     "unet": f"{_VIDEO_MODEL}/unet/config.json",
@@ -68,17 +91,16 @@ def find_weights(root: Path, component: str, variant: Variant) -> Path:
     """
     if variant not in ("auto", "fp16", "fp32"):
         raise InputError(f"the variant is {variant!r}, but should be 'auto', 'fp16' or 'fp32'")
-    folder, (safe_stem, bin_stem), what, where = WEIGHTS[component]
+    files = WEIGHTS[component]
     half, plain = [".fp16"], [""]
-    infixes = {"auto": half + plain, "fp16": half, "fp32": plain}[variant]
-    if component == "audio_encoder":  # upstream loads it without a variant
-        infixes = plain
-    names = [f"{safe_stem}{infix}.safetensors" for infix in infixes]
-    names += [f"{bin_stem}{infix}.bin" for infix in infixes]
+    infixes = {"auto": half + plain, "fp16": half, "fp32": plain}[variant] if files.has_variants else plain
+    names = [f"{files.safetensors_stem}{infix}.safetensors" for infix in infixes]
+    names += [f"{files.bin_stem}{infix}.bin" for infix in infixes]
+    folder = root / files.folder
     for name in names:
-        if (root / folder / name).is_file():
-            return root / folder / name
+        if (folder / name).is_file():
+            return folder / name
     raise InputError(
-        f"{root / folder / names[0]}: {what} is missing (looked for {', '.join(names)}); it comes "
-        f"from the {where}"
+        f"{folder / names[0]}: {files.what} is missing (looked for {', '.join(names)}); it comes "
+        f"from the {files.where}"
     )

@@ -27,9 +27,10 @@ from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, ne
 from sonic_convert.compilation import bridge_build
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import lower
-from sonic_convert.compilation.sizes import COMPILED, Compiled, Picture, shapes_of
+from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
 from sonic_convert.compilation.targets import Target
 from sonic_convert.export.stages import run_stage
+from sonic_convert.export.submodels import Programs
 
 COMPILER_VERSION = 4  # raise it when what is compiled changes
 _ALIGNMENT_BYTES = 64
@@ -84,7 +85,7 @@ def compile_bundle(
         )
     work = work or target.with_name(f"{target.name}.work")
     pictures = _pictures(bundle, options)
-    plans = {name: _sizes(entry, bundle, pictures) for name, entry in COMPILED.items()}
+    plans = {name: _sizes(programs, bundle, pictures) for name, programs in COMPILED.items()}
     folders: dict[str, Path] = {}
     with progress.stage("compile", sum(map(len, plans.values()))) as advance:
         for name, sizes in plans.items():
@@ -110,10 +111,11 @@ def _pictures(bundle: Bundle, options: CompileOptions) -> list[Picture]:
     return list(dict.fromkeys(pictures))
 
 
-def _sizes(entry: Compiled, bundle: Bundle, pictures: list[Picture]) -> list[dict[str, int]]:
+def _sizes(programs: Programs, bundle: Bundle, pictures: list[Picture]) -> list[dict[str, int]]:
     found: list[dict[str, int]] = []
     for picture in pictures:
-        found += [sizes for sizes in entry.sizes(bundle.manifest.constants, picture) if sizes not in found]
+        wanted = programs.sizes(bundle.manifest.constants, picture.height, picture.width)
+        found += [sizes for sizes in wanted if sizes not in found]
     return found
 
 
@@ -172,11 +174,11 @@ def compile_submodel(
         facts = run_stage(part, [*made_of, json.dumps(shapes, sort_keys=True)], produce).facts
         parts.append((part, facts))
         advance()
-    _join(folder, info, COMPILED[name], parts)
+    _join(folder, info, COMPILED[name].independent_axis, parts)
 
 
 def _join(
-    folder: Path, info: SubmodelInfo, entry: Compiled, parts: list[tuple[Path, dict[str, Any]]]
+    folder: Path, info: SubmodelInfo, independent_axis: str, parts: list[tuple[Path, dict[str, Any]]]
 ) -> None:
     """``program.json`` of all programs of a submodel; their weights are the same."""
     first = parts[0][1]
@@ -197,9 +199,9 @@ def _join(
             for part, facts in parts
         ),
         {
-            tensor.name: tensor.shape.index(entry.rows)
+            tensor.name: tensor.shape.index(independent_axis)
             for tensor in (*info.inputs, *info.outputs)
-            if entry.rows in tensor.shape
+            if independent_axis in tensor.shape
         },
     )
     (folder / PROGRAM).write_text(json.dumps(asdict(program), indent=1) + "\n", encoding="utf-8")

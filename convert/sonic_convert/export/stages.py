@@ -32,7 +32,8 @@ from sonic.verification.compare import Difference, compare
 from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import fusion
-from sonic_convert.export.submodels import Submodel, TensorSpec, measure
+from sonic_convert.export.dimensions import read_dimensions
+from sonic_convert.export.submodels import Submodel, TensorSpec
 from sonic_convert.export.work import Named, count_flop, measure_memory
 
 OPSET = 18
@@ -70,7 +71,7 @@ def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_dige
 
     def produce(target: Path) -> dict[str, Any]:
         module = submodel.build(checkpoint)
-        dimensions = measure(checkpoint)
+        dimensions = read_dimensions(checkpoint)
         inputs, outputs = submodel.inputs(dimensions), submodel.outputs(dimensions)
         examples = [submodel.example(dimensions, sizes, seed) for seed, sizes in enumerate(submodel.sizes)]
         with torch.inference_mode():

@@ -1,86 +1,24 @@
-"""The nine submodels as a table; every stage loops over it.
+"""The nine submodels as a table; every stage loops over it, and nothing else knows one by its name.
 
 for submodel in SUBMODELS:
     module = submodel.build(checkpoint)
-    inputs = submodel.example(measure(checkpoint), submodel.sizes[0])
+    inputs = submodel.example(read_dimensions(checkpoint), submodel.sizes[0])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
-from sonic.errors import InputError
+from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
 from sonic_convert.checkpoint.checkpoint import Checkpoint
-from sonic_convert.checkpoint.tensor_files import load_strict
-from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket, AudioToToken
-from sonic_convert.modules.exportable_unet import ExportableUNet, folded_levels
-from sonic_convert.modules.face import FaceDetector
-from sonic_convert.modules.image import (
-    ExportableVaeDecoder,
-    ImageEncoder,
-    VaeDecoder,
-    VaeEncoder,
-    build_vae,
-)
-from sonic_convert.modules.interpolator import FrameInterpolator
-from sonic_convert.modules.unet import SonicUNet
+from sonic_convert.export import builders
+from sonic_convert.export.dimensions import Dimensions
 
 Sizes = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Widths and counts of one checkpoint, from its configurations and tensor shapes."""
-
-    audio_layers: int
-    audio_width: int
-    mel_bins: int
-    mel_frames: int
-    token_window: int
-    bucket_window: int
-    tokens: int
-    context_width: int
-    image_pixels: int
-    latent_channels: int
-    sample_channels: int
-    levels: int
-
-
-def measure(checkpoint: Checkpoint) -> Dimensions:
-    """Read a checkpoint's dimensions.
-
-    Raises:
-        InputError: the audio head's token width is not what the UNet attends to.
-    """
-    constants = checkpoint.constants
-    head = checkpoint.state_dict("audio2token", dtype=None)
-    source = checkpoint.weights_file("audio2token")
-    context_width = int(checkpoint.unet_config["cross_attention_dim"])
-    rows = [head[name].shape[0] if name in head else 0 for name in ("proj3.weight", "norm.weight")]
-    if rows[1] != context_width or rows[0] % context_width:
-        raise InputError(
-            f"{source}: 'norm.weight' has {rows[1]} and 'proj3.weight' {rows[0]} rows, but should have "
-            f"{context_width} (the UNet's cross_attention_dim) and a multiple of it"
-        )
-    return Dimensions(
-        audio_layers=int(checkpoint.audio_encoder_config["encoder_layers"]) + 1,
-        audio_width=int(checkpoint.audio_encoder_config["d_model"]),
-        mel_bins=constants.audio.mel_bins,
-        mel_frames=constants.audio.window_samples // constants.audio.hop_samples,
-        token_window=constants.audio.token_window_states,
-        bucket_window=constants.audio.bucket_window_states,
-        tokens=rows[0] // context_width,
-        context_width=context_width,
-        image_pixels=constants.portrait.image_encoder_pixels,
-        latent_channels=constants.video.latent_channels,
-        sample_channels=int(checkpoint.unet_config["in_channels"]),
-        levels=len(checkpoint.unet_config["block_out_channels"]),
-    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +47,26 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Programs:
+    """The fixed shapes that a submodel is compiled for: a program for each.
+
+    Attributes:
+        sizes: of the dynamic axes, one entry for every program that videos of a height and a width in pixels
+            need.
+        independent_axis: axis whose entries are computed independently of each other, so that one program
+            serves any number of them; "" where there is none.
+    """
+
+    sizes: Callable[[Constants, int, int], list[Sizes]]
+    independent_axis: str = ""
+
+
+def in_order(inputs: Mapping[str, Tensor], face_mask: Tensor) -> tuple[Tensor, ...]:
+    """The arguments of a published forward that takes what the exported one takes."""
+    return tuple(inputs.values())
+
+
+@dataclass(frozen=True)
 class Submodel:
     """One row of the table.
 
@@ -125,8 +83,10 @@ class Submodel:
             one that its memory grows with.
         work_sizes: sizes at which the work is counted, at least as many as terms.
         memory_sizes: two sizes at which the memory of a call is measured.
-        published: makes the module with the published forward, where `build` rewrites it; its inputs
-            may differ.
+        programs: what it is compiled for; None leaves it to ONNX Runtime.
+        published: makes the module with the published forward, where `build` rewrites it.
+        published_arguments: of that module, from the exported graph's inputs by name and the face mask
+            (1, 1, H, W) float32.
     """
 
     name: str
@@ -140,80 +100,18 @@ class Submodel:
     work_terms: tuple[str, ...] = ("1",)
     work_sizes: tuple[Sizes, ...] = ({},)
     memory_sizes: tuple[Sizes, ...] = ({},)
+    programs: Programs | None = None
     published: Callable[[Checkpoint], nn.Module] | None = None
+    published_arguments: Callable[[Mapping[str, Tensor], Tensor], tuple[Tensor, ...]] = in_order
+
+    def build_published(self, checkpoint: Checkpoint) -> nn.Module:
+        """The module with the published forward."""
+        return (self.published or self.build)(checkpoint)
 
     def example(self, dimensions: Dimensions, sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the given axis sizes, by name."""
         generator = torch.Generator().manual_seed(seed)
         return {spec.name: spec.draw(sizes, generator) for spec in self.inputs(dimensions)}
-
-
-def _audio_encoder(checkpoint: Checkpoint) -> nn.Module:
-    name = "audio_encoder"
-    return AudioEncoderStates.from_state_dict(
-        checkpoint.audio_encoder_config, checkpoint.state_dict(name), _source(checkpoint, name)
-    )
-
-
-def _audio2token(checkpoint: Checkpoint) -> nn.Module:
-    name, dimensions = "audio2token", measure(checkpoint)
-    return AudioToToken.from_state_dict(
-        checkpoint.state_dict(name),
-        _source(checkpoint, name),
-        window_states=dimensions.token_window,
-        layers=dimensions.audio_layers,
-        channels=dimensions.audio_width,
-    )
-
-
-def _audio2bucket(checkpoint: Checkpoint) -> nn.Module:
-    name, dimensions = "audio2bucket", measure(checkpoint)
-    return AudioToBucket.from_state_dict(
-        checkpoint.state_dict(name),
-        _source(checkpoint, name),
-        window_states=dimensions.bucket_window,
-        channels=dimensions.audio_width,
-        image_channels=dimensions.context_width,
-    )
-
-
-def _image_encoder(checkpoint: Checkpoint) -> nn.Module:
-    name = "image_encoder"
-    return ImageEncoder.from_state_dict(
-        checkpoint.image_encoder_config, checkpoint.state_dict(name), _source(checkpoint, name)
-    )
-
-
-def _vae(checkpoint: Checkpoint) -> AutoencoderKLTemporalDecoder:
-    state = checkpoint.state_dict("vae")
-    return build_vae(checkpoint.vae_config, state, _source(checkpoint, "vae"))
-
-
-def build_unet(checkpoint: Checkpoint) -> SonicUNet:
-    """The UNet with the published forward."""
-    unet = SonicUNet.build(checkpoint.unet_config)
-    load_strict(unet, checkpoint.state_dict("unet"), _source(checkpoint, "unet"))
-    return unet.eval()
-
-
-def _unet(checkpoint: Checkpoint) -> nn.Module:
-    dimensions, portrait = measure(checkpoint), checkpoint.constants.portrait
-    side = portrait.default_resolution_pixels // checkpoint.constants.video.latent_stride_pixels
-    folded = folded_levels(side * side, dimensions.tokens, dimensions.levels)
-    return ExportableUNet(build_unet(checkpoint), folded).eval()
-
-
-def _frame_interpolator(checkpoint: Checkpoint) -> nn.Module:
-    name = "frame_interpolator"
-    return FrameInterpolator.from_state_dict(checkpoint.state_dict(name), _source(checkpoint, name))
-
-
-def _face_detector(checkpoint: Checkpoint) -> nn.Module:
-    return FaceDetector.load(checkpoint.weights_file("face_detector"))
-
-
-def _source(checkpoint: Checkpoint, component: str) -> str:
-    return str(checkpoint.weights_file(component))
 
 
 def _unet_inputs(d: Dimensions) -> tuple[TensorSpec, ...]:
@@ -260,18 +158,42 @@ _PICTURES_FOR_MEMORY = (picture_sizes(128, 128), picture_sizes(256, 256))
 _DETECTOR_PICTURES = (picture_sizes(416, 544), picture_sizes(480, 416))
 _COUNTS: tuple[Sizes, ...] = ({"frames": 3}, {"frames": 25})
 
+
+def _latent_sides(constants: Constants, height: int, width: int) -> tuple[int, int]:
+    stride = constants.video.latent_stride_pixels
+    return height // stride, width // stride
+
+
+def _decoder_programs(constants: Constants, height: int, width: int) -> list[Sizes]:
+    sides = _latent_sides(constants, height, width)
+    return [picture_sizes(*sides, count) for count in range(1, constants.video.decode_chunk_frames + 1)]
+
+
+def _unet_programs(constants: Constants, height: int, width: int) -> list[Sizes]:
+    # All guidance branches in one call, and one by one as in the memory modes 'low' and 'fast'.
+    sides = _latent_sides(constants, height, width)
+    window = constants.sampler.window_frames
+    return [unet_sizes(branches, window, *sides) for branches in (GUIDANCE_BRANCHES, 1)]
+
+
+_ONE_PROGRAM = Programs(lambda constants, height, width: [{}])
+_ONE_PICTURE = Programs(lambda constants, height, width: [picture_sizes(height, width)])
+# 25 frames are one second of Sonic's own conditioning.
+_FRAMES_IN_PARTS = Programs(lambda constants, height, width: [{"frames": 25}], "frames")
+
 SUBMODELS: tuple[Submodel, ...] = (
     Submodel(
         "audio_encoder",
         "audio_encoder",
-        _audio_encoder,
+        builders.build_audio_encoder,
         lambda d: (TensorSpec("log_mel", (1, d.mel_bins, d.mel_frames), (-1.0, 1.0)),),
         lambda d: (TensorSpec("hidden_states", (1, d.mel_frames // 2, d.audio_layers, d.audio_width)),),
+        programs=_ONE_PROGRAM,
     ),
     Submodel(
         "audio2token",
         "audio2token",
-        _audio2token,
+        builders.build_audio2token,
         lambda d: (
             TensorSpec("audio_windows", (1, "frames", d.token_window, d.audio_layers, d.audio_width)),
         ),
@@ -280,11 +202,12 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("frames",),
         work_sizes=_COUNTS,
         memory_sizes=_COUNTS,
+        programs=_FRAMES_IN_PARTS,
     ),
     Submodel(
         "audio2bucket",
         "audio2bucket",
-        _audio2bucket,
+        builders.build_audio2bucket,
         lambda d: (
             TensorSpec("audio_windows", (1, "frames", d.bucket_window, 1, d.audio_width)),
             TensorSpec("image_embedding", (1, d.context_width)),
@@ -294,29 +217,32 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_terms=("frames",),
         work_sizes=_COUNTS,
         memory_sizes=_COUNTS,
+        programs=_FRAMES_IN_PARTS,
     ),
     Submodel(
         "image_encoder",
         "image_encoder",
-        _image_encoder,
+        builders.build_image_encoder,
         lambda d: (TensorSpec("pixel_values", (1, 3, d.image_pixels, d.image_pixels)),),
         lambda d: (TensorSpec("image_embedding", (1, d.context_width)),),
+        programs=_ONE_PROGRAM,
     ),
     Submodel(
         "vae_encoder",
         "vae",
-        lambda checkpoint: VaeEncoder(_vae(checkpoint)).eval(),
+        builders.build_vae_encoder,
         lambda d: (TensorSpec("image", (1, 3, "height", "width"), (-1.0, 1.0)),),
         lambda d: (TensorSpec("latent", (1, d.latent_channels, "height/8", "width/8")),),
         _PICTURES,
         work_terms=("height*width", "height*height*width*width"),
         work_sizes=_PICTURES,
         memory_sizes=_PICTURES_FOR_MEMORY,
+        programs=_ONE_PICTURE,
     ),
     Submodel(
         "vae_decoder",
         "vae",
-        lambda checkpoint: ExportableVaeDecoder(_vae(checkpoint)).eval(),
+        builders.build_exportable_vae_decoder,
         lambda d: (TensorSpec("latents", ("count", d.latent_channels, "height", "width")),),
         lambda d: (TensorSpec("images", ("count", 3, "8*height", "8*width")),),
         (picture_sizes(8, 16, 3), picture_sizes(16, 8, 1)),
@@ -324,12 +250,13 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_sizes=(picture_sizes(8, 8, 2), picture_sizes(16, 8, 1)),
         memory_sizes=(picture_sizes(16, 16, 2), picture_sizes(32, 32, 2)),
         int8=(("*conv_in", "fp32"), ("*conv_out", "fp32"), ("*", "int8")),
-        published=lambda checkpoint: VaeDecoder(_vae(checkpoint)).eval(),
+        programs=Programs(_decoder_programs),
+        published=builders.build_vae_decoder,
     ),
     Submodel(
         "unet",
         "unet",
-        _unet,
+        builders.build_exportable_unet,
         _unet_inputs,
         lambda d: (TensorSpec("prediction", ("batch", "frames", d.latent_channels, "height", "width")),),
         (unet_sizes(3, 4, 8, 16), unet_sizes(1, 2, 16, 8)),
@@ -359,12 +286,14 @@ SUBMODELS: tuple[Submodel, ...] = (
             ("unet.add_embedding.*", "fp32"),
             ("*", "int8"),
         ),
-        published=build_unet,
+        programs=Programs(_unet_programs, "batch"),
+        published=builders.build_unet,
+        published_arguments=builders.published_unet_arguments,
     ),
     Submodel(
         "frame_interpolator",
         "frame_interpolator",
-        _frame_interpolator,
+        builders.build_frame_interpolator,
         lambda d: (
             TensorSpec("frame_0", ("count", 3, "height", "width"), (0.0, 1.0)),
             TensorSpec("frame_1", ("count", 3, "height", "width"), (0.0, 1.0)),
@@ -375,11 +304,12 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_sizes=_PICTURES,
         memory_sizes=_PICTURES_FOR_MEMORY,
         int8=(("*", "fp32"),),
+        programs=_ONE_PICTURE,
     ),
     Submodel(
         "face_detector",
         "face_detector",
-        _face_detector,
+        builders.build_face_detector,
         lambda d: (
             TensorSpec("image", (1, 3, "height", "width"), (0.0, 1.0)),
             *(
@@ -393,5 +323,11 @@ SUBMODELS: tuple[Submodel, ...] = (
         work_sizes=_DETECTOR_PICTURES,
         memory_sizes=_DETECTOR_PICTURES,
         int8=(("*", "fp32"),),  # a box's edge decides where the mask's whole pixels begin
+        # Not compiled: its input has the proportions of the portrait, and it runs once for a clip.
     ),
 )
+
+
+def find_submodel(name: str) -> Submodel:
+    """The row of the table with that name."""
+    return next(submodel for submodel in SUBMODELS if submodel.name == name)

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sonic.bundle.work import Terms, term_value
 from sonic_convert.export.call_memory import measure_calls
-from sonic_convert.export.submodels import Dimensions, Sizes, Submodel
+from sonic_convert.export.dimensions import Dimensions
+from sonic_convert.export.submodels import Sizes, Submodel
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

@@ -4,8 +4,9 @@ When a checkpoint is converted, the finished graphs generate a clip of a third o
 portrait and the recording that this package brings along, small (two of the portrait's size multiples: 128
 pixels) and in few steps. Of every submodel the call in the middle is kept, and PyTorch, running the
 published forward, says what should have come out; then PyTorch generates the whole clip from the same noise.
-A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's face
-is given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one lies.
+A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's
+face is given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one
+lies.
 
 How far a bundle may be from PyTorch:
 
@@ -57,7 +58,8 @@ from sonic.verification.verify import generate_clip, measure_clip, measure_submo
 from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import stages
-from sonic_convert.export.submodels import SUBMODELS, measure
+from sonic_convert.export.dimensions import read_dimensions
+from sonic_convert.export.submodels import SUBMODELS, find_submodel
 from sonic_convert.parity.parity import MINIMUM_PSNR_DB, published_output
 from sonic_convert.parity.reference import TorchReference
 
@@ -257,7 +259,7 @@ def _record(
     frames = np.asarray(model.generate_request(request, progress, recorder))
     for submodel in SUBMODELS:
         if submodel.name not in recorder.calls:  # where the constants say that nothing is interpolated
-            example = submodel.example(measure(checkpoint), submodel.sizes[0])
+            example = submodel.example(read_dimensions(checkpoint), submodel.sizes[0])
             with engine.open(submodel.name) as session:
                 session.run({name: tensor.numpy() for name, tensor in example.items()})
     return frames, recorder.calls
@@ -288,10 +290,10 @@ class _SubmodelFiles:
         """
         if name in self.written:
             return
-        submodel = next(submodel for submodel in SUBMODELS if submodel.name == name)
+        submodel = find_submodel(name)
         calls = self._calls[name]
         call = calls[len(calls) // 2]
-        expected = published_output(module, call.inputs, self._face_mask)
+        expected = published_output(submodel, module, call.inputs, self._face_mask)
         ((output, found),) = call.outputs.items()
         distance = compare(found, expected).relative_l2
         if not distance <= submodel.tolerance:

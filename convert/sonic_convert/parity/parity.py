@@ -14,7 +14,7 @@ from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonic.diffusion.noise import load_noise
 from sonic.engines.base import Call
@@ -29,7 +29,7 @@ from sonic_calibration.quality.picture import VideoDifference, compare_videos
 from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
-from sonic_convert.export.submodels import SUBMODELS
+from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.reference import ReferenceResult, TorchReference
 
 MINIMUM_PSNR_DB = 50.0
@@ -239,7 +239,7 @@ def _compare_submodels(
                 continue
             with reference.network(submodel.name) as module:
                 worst = max(
-                    (_compare_call(module, call, face_mask) for call in calls),
+                    (_compare_call(submodel, module, call, face_mask) for call in calls),
                     key=lambda difference: difference.relative_l2,
                 )
             rows.append(Row(submodel.name, worst, submodel.tolerance))
@@ -247,37 +247,24 @@ def _compare_submodels(
     return rows
 
 
-def _compare_call(module: Any, call: Call, face_mask: Tensor) -> Difference:
+def _compare_call(submodel: Submodel, module: nn.Module, call: Call, face_mask: Tensor) -> Difference:
     (output,) = call.outputs.values()
-    return compare(output, published_output(module, call.inputs, face_mask))
+    return compare(output, published_output(submodel, module, call.inputs, face_mask))
 
 
-def published_output(module: Any, inputs: Mapping[str, np.ndarray], face_mask: Tensor) -> np.ndarray:
+def published_output(
+    submodel: Submodel, module: nn.Module, inputs: Mapping[str, np.ndarray], face_mask: Tensor
+) -> np.ndarray:
     """What a submodel with its published forward makes of the exported one's inputs.
 
     Args:
+        submodel: of the table.
         module: of :meth:`sonic_convert.parity.reference.TorchReference.network`.
         inputs: by name, in the order of the table.
-        face_mask: (1, 1, H, W) float32, which the published UNet takes in place of the levels' masks.
+        face_mask: (1, 1, H, W) float32.
     """
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    if "mask_0" in tensors:
-        return module(*published_unet_inputs(tensors, face_mask)).numpy()
-    return module(*tensors.values()).numpy()
-
-
-def published_unet_inputs(inputs: Mapping[str, Tensor], face_mask: Tensor) -> tuple[Tensor, ...]:
-    """The arguments of the published UNet for those of the exported one."""
-    frames = inputs["sample"].shape[1]
-    image = inputs["image_embedding"][:, None, None].expand(-1, frames, -1, -1)
-    return (
-        inputs["sample"],
-        inputs["timestep"],
-        inputs["added_time_ids"],
-        image.flatten(0, 1),
-        inputs["audio_tokens"].flatten(0, 1),
-        face_mask,
-    )
+    return module(*submodel.published_arguments(tensors, face_mask)).numpy()
 
 
 def _compare_results(dump: Path, result: ReferenceResult) -> list[Row]:

@@ -28,7 +28,7 @@ from sonic.media.portrait import Portrait, frame_portrait, load_portrait
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
 from sonic_convert.checkpoint.checkpoint import Checkpoint
-from sonic_convert.export.submodels import SUBMODELS
+from sonic_convert.export.submodels import find_submodel
 
 Detector = Callable[[Image.Image], list[Face]]
 """Finds the faces of a picture, the largest first."""
@@ -75,8 +75,7 @@ class TorchReference:
     @contextmanager
     def network(self, name: str) -> Iterator[nn.Module]:
         """A submodel of the table with its published forward; freed afterwards."""
-        submodel = next(submodel for submodel in SUBMODELS if submodel.name == name)
-        module = (submodel.published or submodel.build)(self.checkpoint)
+        module = find_submodel(name).build_published(self.checkpoint)
         try:
             if self._loaded is not None:
                 self._loaded(name, module)

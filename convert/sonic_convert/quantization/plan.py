@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sonic.bundle.manifest import SUBMODEL_NAMES
 from sonic.errors import InputError
 from sonic_convert.export.submodels import SUBMODELS
 
@@ -102,14 +101,13 @@ def read_plan(path: Path) -> PrecisionPlan:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: the precisions cannot be read ({reason})") from error
+    names = [submodel.name for submodel in SUBMODELS]
     rules: dict[str, tuple[Rule, ...]] = {}
     for submodel, entries in values.items():
         if not isinstance(entries, dict):
             raise InputError(f"{path}: {submodel} is {entries!r}, but should be a table, [{submodel}]")
-        if submodel not in SUBMODEL_NAMES:
-            raise InputError(
-                f"{path}: [{submodel}] is no submodel; it should be one of {', '.join(SUBMODEL_NAMES)}"
-            )
+        if submodel not in names:
+            raise InputError(f"{path}: [{submodel}] is no submodel; it should be one of {', '.join(names)}")
         for pattern, precision in entries.items():
             if precision not in LAYER_PRECISIONS:
                 raise InputError(

@@ -25,8 +25,9 @@ from sonic_convert.compilation import compile as module
 from sonic_convert.compilation import toolchain
 from sonic_convert.compilation.compile import CompileOptions, compile_bundle, compile_submodel
 from sonic_convert.compilation.lowering import lower
-from sonic_convert.compilation.sizes import COMPILED, Compiled, Picture
+from sonic_convert.compilation.sizes import COMPILED, Picture
 from sonic_convert.compilation.targets import Target, find_target
+from sonic_convert.export.submodels import Programs
 
 AARCH64 = 183  # ELF's number of the machine
 QUICK = ("audio2token", "audio2bucket")
@@ -75,7 +76,7 @@ def aligned_arrays(folder: Path, program: Program) -> dict[str, np.ndarray]:
 def test_a_bundle_is_compiled(
     bundle: Bundle, tmp_path: Path, compiler: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_size = Compiled(lambda constants, picture: [{"frames": picture.height // 64}], "frames")
+    by_size = Programs(lambda constants, height, width: [{"frames": height // 64}], "frames")
     table = {"audio2token": by_size, "audio2bucket": COMPILED["audio2bucket"]}
     monkeypatch.setattr(module, "COMPILED", table)
     options = CompileOptions(find_target("graviton3"), (Picture(64, 128),))

@@ -16,7 +16,8 @@ from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
-from sonic_convert.export.submodels import SUBMODELS, measure
+from sonic_convert.export.dimensions import read_dimensions
+from sonic_convert.export.submodels import SUBMODELS
 from sonic_convert.quantization.qdq import QdqOptions, quantize_graph
 
 Arrays = dict[str, np.ndarray]
@@ -37,10 +38,10 @@ def bundle(small) -> Bundle:
 @pytest.fixture(scope="module")
 def example(small, bundle: Bundle) -> Callable[[str], Arrays]:
     """Random inputs of a submodel, of shapes that it is compiled for but for fewer pictures at once."""
-    dimensions = measure(Checkpoint.open(small.checkpoint))
+    dimensions = read_dimensions(Checkpoint.open(small.checkpoint))
 
     def make(name: str) -> Arrays:
-        sizes = dict(COMPILED[name].sizes(bundle.manifest.constants, PICTURE)[-1])
+        sizes = dict(COMPILED[name].sizes(bundle.manifest.constants, PICTURE.height, PICTURE.width)[-1])
         sizes |= {axis: min(sizes[axis], most) for axis, most in FEWER.items() if axis in sizes}
         (row,) = (submodel for submodel in SUBMODELS if submodel.name == name)
         feeds = {key: value.numpy() for key, value in row.example(dimensions, sizes, seed=5).items()}

@@ -36,7 +36,7 @@ def test_the_face_detector_alone_is_not_compiled() -> None:
 @pytest.mark.parametrize("name", COMPILED)
 def test_shapes_have_no_names_left(bundle: Bundle, name: str) -> None:
     constants, info = bundle.manifest.constants, bundle.manifest.submodels[name]
-    plan = COMPILED[name].sizes(constants, Picture(128, 192))
+    plan = COMPILED[name].sizes(constants, 128, 192)
     shapes = [shapes_of(info, sizes) for sizes in plan]
     assert len({str(shape) for shape in shapes}) == len(plan) >= 1
     for each in shapes:
@@ -48,7 +48,7 @@ def test_shapes_of_a_picture_that_is_not_square(bundle: Bundle) -> None:
     constants, submodels = bundle.manifest.constants, bundle.manifest.submodels
 
     def shapes(name: str, tensor: str) -> list[tuple[int, ...]]:
-        plan = COMPILED[name].sizes(constants, Picture(height=128, width=192))
+        plan = COMPILED[name].sizes(constants, 128, 192)
         return [shapes_of(submodels[name], sizes)[tensor] for sizes in plan]
 
     window = constants.sampler.window_frames
@@ -67,13 +67,15 @@ def test_a_clip_finds_its_programs(bundle: Bundle, name: str) -> None:
     assert manifest.verification is not None
     info, golden = manifest.submodels[name], manifest.verification.submodels[name]
     side = manifest.verification.clip.resolution_pixels
-    plan = entry.sizes(manifest.constants, Picture(side, side))
+    plan = entry.sizes(manifest.constants, side, side)
     axes = {
-        tensor.name: tensor.shape.index(entry.rows) for tensor in info.inputs if entry.rows in tensor.shape
+        tensor.name: tensor.shape.index(entry.independent_axis)
+        for tensor in info.inputs
+        if entry.independent_axis in tensor.shape
     }
     programs = tuple(Specialisation(str(sizes), shapes_of(info, sizes)) for sizes in plan)
     program = Program(tuple(tensor.name for tensor in info.inputs), (), (), "", (), programs, axes)
     assert golden.call_shapes
     for shapes in golden.call_shapes:
         assert choose(program, shapes) is not None
-    assert bool(entry.rows) == bool(axes)
+    assert bool(entry.independent_axis) == bool(axes)

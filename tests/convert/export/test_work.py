@@ -14,7 +14,8 @@ from sonic.bundle.manifest import read_manifest
 from sonic.bundle.work import evaluate
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export.call_memory import _PROBE
-from sonic_convert.export.submodels import SUBMODELS, measure, picture_sizes, unet_sizes
+from sonic_convert.export.dimensions import read_dimensions
+from sonic_convert.export.submodels import SUBMODELS, picture_sizes, unet_sizes
 from sonic_convert.export.work import count_flop, fit, measure_memory
 
 UNSEEN = {
@@ -31,7 +32,7 @@ UNSEEN = {
 @pytest.mark.parametrize("submodel", SUBMODELS, ids=lambda submodel: submodel.name)
 def test_the_counts_hold_at_other_sizes(submodel: Any, small) -> None:
     checkpoint = Checkpoint.open(small.checkpoint)
-    dimensions, module = measure(checkpoint), submodel.build(checkpoint)
+    dimensions, module = read_dimensions(checkpoint), submodel.build(checkpoint)
     sizes = UNSEEN.get(submodel.name, {})
     work = read_manifest(small.bundle).submodels[submodel.name].work
     assert work is not None
@@ -45,7 +46,7 @@ def test_without_the_right_to_measure_the_weights_size_is_known(small, monkeypat
     graph = small.bundle / submodel.name / "model.onnx"
     forbidden = _PROBE.replace("/proc/self/clear_refs", "/nowhere/clear_refs")
     monkeypatch.setattr("sonic_convert.export.call_memory._PROBE", forbidden)
-    inputs = submodel.inputs(measure(Checkpoint.open(small.checkpoint)))
+    inputs = submodel.inputs(read_dimensions(Checkpoint.open(small.checkpoint)))
     assert measure_memory(graph, submodel, inputs) == (graph.stat().st_size, {})
 
 
