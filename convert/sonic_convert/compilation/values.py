@@ -85,14 +85,6 @@ class Emitter:
         """A variable for an expression."""
         return self.builder.emit(expression)
 
-    def tensor(self, value: Value) -> Tensor:
-        """A value as a tensor; a constant becomes one of the program."""
-        if isinstance(value, Tensor):
-            return value
-        value = value.real() if isinstance(value, RoundedConstant) else value
-        array = np.asarray(value, order="C")  # ascontiguousarray would give a scalar an axis
-        return Tensor(relax.const(array, array.dtype.name), Layout.plain(array.shape), array.dtype.name)
-
     def reshape(self, expression: Any, old: Sequence[int], new: Sequence[int]) -> Any:
         """An expression with another shape over the same memory."""
         if tuple(old) == tuple(new):

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 _NORMS = (nn.GroupNorm, nn.LayerNorm)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # (what ends a weight's path, gain); the first match counts, 1.0 where none does.
 _GAINS: dict[str, tuple[tuple[str, float], ...]] = {

@@ -77,11 +77,6 @@ class Sysroot:
     plugin_emulator: tuple[str, ...]
     compiler: tuple[str, ...]
 
-    @property
-    def tvm_libraries(self) -> tuple[Path, ...]:
-        """The shared libraries of TVM's runtime, in the order in which they are loaded."""
-        return tuple(self.site / name for name in TVM_LIBRARIES)
-
 
 def default_cache() -> Path:
     """$SONIC_SYSROOT, or sonic-arm/sysroot in the user's folder for caches."""
