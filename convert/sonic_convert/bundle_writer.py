@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
 from sonic.bundle.store import file_info
 from sonic.errors import OutputError
-from sonic.storage.files import write_json
+from sonic.storage.files import replacing, write_json
 
 
 def check_target(bundle: Path) -> None:
@@ -34,22 +32,9 @@ def new_bundle(bundle: Path) -> Iterator[Path]:
     Raises:
         OutputError: the bundle cannot be written.
     """
-    try:
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot write {bundle} ({error.strerror})") from error
-    try:
+    with replacing(bundle) as partial:
+        partial.mkdir(parents=True)
         yield partial
-        if bundle.exists():
-            shutil.rmtree(bundle)
-        os.replace(partial, bundle)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {bundle} ({error.strerror or error})") from error
-        raise
 
 
 def copy_graph(graph: Path, folder: Path, bundle: Path) -> tuple[FileInfo, ...]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +26,7 @@ import torch
 
 from sonic.engines.onnx import open_session, session_options
 from sonic.errors import InputError
+from sonic.storage.files import replacing
 from sonic.verification.compare import Difference, compare
 from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
@@ -209,24 +208,21 @@ def weigh(submodel: Submodel, inputs: Sequence[Named], graph: Path, folder: Path
 
 
 def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:
-    """Run `produce` into a fresh folder that replaces `folder` when it succeeds, or reuse `folder`."""
+    """Run `produce` into a fresh folder that replaces `folder` when it succeeds, or reuse `folder`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     digest = hashlib.sha256("\n".join([str(STAGE_VERSION), *key]).encode()).hexdigest()
     done = read_result(folder)
     if done is not None and done.digest == digest:
         return done
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     started = time.monotonic()
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir(parents=True)
         facts = produce(partial)
         result = StageResult(digest, time.monotonic() - started, peak_memory_bytes(), facts)
         (partial / _RESULT).write_text(json.dumps(asdict(result), indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return result
 
 
