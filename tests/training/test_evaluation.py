@@ -1,4 +1,4 @@
-"""The judgement on held-out clips: made inputs, files and numbers that belong together."""
+"""Evaluation on held-out clips: reproducible inputs, complete files, consistent numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_speech = pytest.mark.skipif(
 
 
 @needs_speech
-def test_held_out_clips_are_the_same_each_time_and_of_unknown_voices(tmp_path: Path) -> None:
+def test_held_out_clips_are_reproducible_and_of_held_out_voices(tmp_path: Path) -> None:
     first, again = held_out_clips(tmp_path / "a", 3), held_out_clips(tmp_path / "b", 3)
     for one, other, seconds in zip(first, again, (2, 5, 8), strict=True):
         assert one.portrait.read_bytes() == other.portrait.read_bytes()
@@ -31,10 +31,10 @@ def test_held_out_clips_are_the_same_each_time_and_of_unknown_voices(tmp_path: P
         assert Image.open(one.portrait).size == (512, 512)
         assert one.name[3:] in {voice.name for voice in voices("held_out")}
         assert one.name[3:] not in {voice.name for voice in voices("train")}
-    assert HELD_OUT_SEED > 100_000  # training's seeds are below
+    assert HELD_OUT_SEED > 100_000  # training uses smaller seeds
 
 
-def test_borders_are_where_the_last_steps_windows_begin(model: sonic.SonicModel) -> None:
+def test_borders_are_the_first_frames_of_the_last_steps_windows(model: sonic.SonicModel) -> None:
     # 75 generated frames, three windows; the first step does not shift them, the second by 7.
     assert window_borders(model, 150, 1) == [50, 100]
     assert window_borders(model, 150, 2) == [36, 86, 136]

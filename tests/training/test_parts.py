@@ -1,4 +1,4 @@
-"""The parts of the recipe by themselves: data that fit together, losses and starts that make sense."""
+"""The parts of the recipe one by one: consistent data, losses and initialisation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_drawn_mouth_is_as_open_as_the_speech_says() -> None:
     driven = mouth.opening(clip.heard, 25, 12.5)
     assert np.corrcoef(driven, clip.opening)[0, 1] > 0.999
     x1, y1, x2, y2 = clip.mouth_box
-    # The metrics' face box, from that of the mouth.
+    # The metrics' face box, computed from the mouth's box.
     wide, tall = (x2 - x1) / 0.56, (y2 - y1) / 0.42
     box = (x1 - 0.22 * wide, y1 - 0.64 * tall, x2 + 0.22 * wide, y2 - 0.06 * tall)
     assert np.corrcoef(mouth_opening(clip.frames, box), clip.opening)[0, 1] > 0.95
@@ -64,7 +64,7 @@ def test_more_motion_moves_the_head_more() -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "bucket"])
-def test_audio_windows_are_the_runtimes(kind: str) -> None:
+def test_audio_windows_equal_those_of_the_runtime(kind: str) -> None:
     audio = Constants().audio
     padding = getattr(audio, f"{kind}_padding_states")
     window = getattr(audio, f"{kind}_window_states")
@@ -128,7 +128,7 @@ def test_a_perfect_prediction_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> No
     seen["clean"] = clips.latents[torch.from_numpy(chosen)[:, None], torch.from_numpy(window)].float()
     monkeypatch.setattr(denoiser, "denoise", oracle)
     model = denoiser.Denoiser(torch.nn.Identity(), Tokens())  # type: ignore[arg-type]
-    options = denoiser.DenoiserOptions(window_frames=frames, windows_a_step=3)
+    options = denoiser.DenoiserOptions(window_frames=frames, windows_per_step=3)
     loss = denoiser.denoiser_loss(model, clips, options, np.random.default_rng(0))["loss"]
     assert float(loss) < 1e-4
 

@@ -1,4 +1,4 @@
-"""The whole recipe, with a handful of steps and clips: its checkpoint converts and resumes."""
+"""The whole recipe with a few steps and clips: its checkpoint is complete, and it resumes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ RECIPE = replace(
     interpolator=short(),
     face_detector=short(),
     denoiser=(
-        (DenoiserOptions(window_frames=4, windows_a_step=2), short()),
-        (DenoiserOptions(window_frames=6, windows_a_step=1, crop_side=8, crop_anywhere=0.5), short()),
+        (DenoiserOptions(window_frames=4, windows_per_step=2), short()),
+        (DenoiserOptions(window_frames=6, windows_per_step=1, crop_side=8, crop_anywhere=0.5), short()),
     ),
     calm_clips=2,
-    calm_denoiser=(DenoiserOptions(window_frames=6, windows_a_step=1, face_weight=1.0), short()),
+    calm_denoiser=(DenoiserOptions(window_frames=6, windows_per_step=1, face_weight=1.0), short()),
 )
 
 

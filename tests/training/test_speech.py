@@ -1,4 +1,4 @@
-"""Voices and texts of either split, utterances on disk, and clips mixed from them."""
+"""Voices and texts of both splits, utterances on disk, and clips mixed from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BY_NAME = {voice.name: voice for voice in VOICES}
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    """float (n,) as 16-bit mono."""
+    """Write float (n,) as a mono 16-bit file."""
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
         file.writeframes((samples * 32_768).astype("<i2").tobytes())
@@ -207,7 +207,7 @@ def test_speed_and_pitch_are_heard(name: str) -> None:
 
 
 @speaks
-def test_failures_of_the_program_are_told() -> None:
+def test_failures_of_the_program_are_reported() -> None:
     with pytest.raises(InputError, match="espeak-ng cannot speak as espeak-de.m1 .*voice does not exist"):
         synthesize("Hallo.", replace(BY_NAME["espeak-de+m1"], arguments=("-v", "nowhere")))
     with pytest.raises(InputError, match="silent"):
@@ -248,7 +248,7 @@ def test_a_corpus_resumes_and_repeats(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_lengths_are_made_to_fit() -> None:
     voice = BY_NAME["espeak-en-us"]
     for text in ("Hello?", " ".join(SENTENCES["en"][:6])):
-        samples = speech._fitting(text, voice, 1.0, 50)
+        samples = speech._synthesize_to_fit(text, voice, 1.0, 50)
         assert 1 <= len(samples) / SAMPLE_RATE_HZ <= 6
 
 

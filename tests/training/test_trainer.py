@@ -36,7 +36,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert not module.training
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole, broken, resumed = line(), line(), line()
     train("line", whole, fit(whole), tmp_path / "whole", OPTIONS)
     with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,7 @@ def test_the_schedule_warms_up_and_ends_low() -> None:
     assert rates[-1] < 0.002
 
 
-def test_a_packed_part_is_the_finished_one(tmp_path: Path) -> None:
+def test_a_packed_part_keeps_the_finished_weights(tmp_path: Path) -> None:
     module, again = line(), line()
     train("line", module, fit(module), tmp_path / "state", OPTIONS)
     pack(tmp_path / "state", tmp_path / "packed")
@@ -70,7 +70,7 @@ def test_a_packed_part_is_the_finished_one(tmp_path: Path) -> None:
     assert sizes[1] < sizes[0]
 
 
-def test_a_packed_unfinished_part_goes_on(tmp_path: Path) -> None:
+def test_a_packed_unfinished_part_resumes(tmp_path: Path) -> None:
     module, again = line(), line()
     with pytest.raises(KeyboardInterrupt):
         train("line", module, fit(module, stop_at=25), tmp_path / "state", OPTIONS)

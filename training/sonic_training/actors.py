@@ -1,4 +1,4 @@
-"""Who appears in the training data and how they move: looks, framings and head motion at random."""
+"""The drawn people of the training data: random looks, framings and head motion."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sonic_convert.drawing.face import REST, Look, Pose, draw
 from sonic_convert.drawing.painter import Color, mix
 
-MOTION_BUCKET_OF_FULL_MOTION = 32.0  # translation bucket = 32 x head motion (0..1)
-EXPRESSION_BUCKET_OF_NORMAL_SPEECH = 20.0  # expression bucket = 20 x mouth amplitude (0.3..1.4)
+MOTION_BUCKET_OF_FULL_MOTION = 32.0  # translation bucket = 32 * head motion (about 0..1)
+EXPRESSION_BUCKET_OF_NORMAL_SPEECH = 20.0  # expression bucket = 20 * mouth amplitude (about 0.3..1.4)
 
 _SKINS: tuple[Color, ...] = ((250, 222, 200), (236, 188, 156), (214, 160, 122), (182, 126, 90),
     (142, 92, 64), (92, 58, 40))  # fmt: skip
@@ -23,7 +23,14 @@ _STYLES = ("short", "short", "long", "long", "bun", "bald")
 
 @dataclass(frozen=True)
 class Framing:
-    """Where the face is in a square picture, in pixels, and how much taller than wide it is drawn."""
+    """Position and size of the face in a square picture.
+
+    Attributes:
+        size_pixels: side of the picture.
+        centre: (x, y) of the face's centre in pixels.
+        face_width_pixels: width of the face.
+        stretch: vertical scale of the face; 1 draws it with its natural proportions.
+    """
 
     size_pixels: int
     centre: tuple[float, float]
@@ -32,18 +39,18 @@ class Framing:
 
     @property
     def face_box(self) -> tuple[float, float, float, float]:
-        """Hairline to chin at rest: x1, y1, x2, y2 in pixels."""
+        """(x1, y1, x2, y2) in pixels, from hairline to chin in the rest pose."""
         (x, y), wide = self.centre, self.face_width_pixels
         tall = wide * self.stretch
         return x - 0.5 * wide, y - 0.48 * tall, x + 0.5 * wide, y + 0.66 * tall
 
 
 def random_look(generator: np.random.Generator) -> Look:
-    """A person; colours lie between the tables' entries."""
+    """A random person; colours are interpolated between the entries of the tables."""
 
     def between(colors: tuple[Color, ...]) -> Color:
         first, second = generator.integers(len(colors), size=2)
-        if len(colors) == len(_SKINS):  # neighbours only: a mix of fair and dark skin is grey
+        if len(colors) == len(_SKINS):  # only neighbours, as a mix of fair and dark skin looks grey
             second = min(first + 1, len(colors) - 1)
         return mix(colors[first], colors[second], float(generator.random()))
 
@@ -71,7 +78,7 @@ def random_look(generator: np.random.Generator) -> Look:
 
 
 def random_framing(generator: np.random.Generator, size_pixels: int) -> Framing:
-    """A face of 0.33 to 0.62 of the picture's width, not far from the middle."""
+    """A random framing: the face takes 0.33 to 0.62 of the picture's width and is near the middle."""
     wide = float(generator.uniform(0.33, 0.62)) * size_pixels
     stretch = float(generator.choice([1.0, 1.0, generator.uniform(0.8, 1.1)]))
     slack = (size_pixels - 1.14 * wide * stretch) / size_pixels
@@ -84,7 +91,7 @@ def random_framing(generator: np.random.Generator, size_pixels: int) -> Framing:
 def head_motion(
     generator: np.random.Generator, frames: int, frame_rate_hz: float, amount: float
 ) -> list[Pose]:
-    """Poses without speech: slow turns and nods of a size that grows with `amount` (0..1), and blinks."""
+    """Random poses with a closed mouth: slow turns and nods that grow with `amount` (0..1), and blinks."""
     slow = _slow_noise(generator, frames, frame_rate_hz, 6)
     blink = np.zeros(frames)
     second = float(generator.exponential(2.5))
@@ -109,7 +116,7 @@ def head_motion(
 
 
 def draw_poses(look: Look, poses: list[Pose], framing: Framing) -> NDArray[np.uint8]:
-    """Draw a clip: uint8 (frames, size, size, 3)."""
+    """Draw one frame per pose: uint8 (frames, size, size, 3)."""
     size = (framing.size_pixels, framing.size_pixels)
     return np.stack(
         [
@@ -122,7 +129,7 @@ def draw_poses(look: Look, poses: list[Pose], framing: Framing) -> NDArray[np.ui
 def _slow_noise(
     generator: np.random.Generator, frames: int, frame_rate_hz: float, channels: int
 ) -> NDArray[np.float64]:
-    """(frames, channels) of about unit variance, below 0.7 Hz."""
+    """Smooth noise below 0.7 Hz with about unit variance, (frames, channels)."""
     times = np.arange(frames)[:, None] / frame_rate_hz
     values = np.zeros((frames, channels))
     for _ in range(4):

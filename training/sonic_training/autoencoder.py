@@ -1,7 +1,8 @@
-"""The VAE: pictures of 128 pixels to latents of 16 x 16 x 4 and back."""
+"""Trains the VAE, which encodes pictures of 128 x 128 pixels as latents of 16 x 16 x 4."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,28 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
-from torch.nn import functional
 
 from sonic_convert.modules.groups import set_group_count
-from sonic_training.pictures import FRAMES_A_CLIP, Pictures
+from sonic_training.pictures import FRAMES_PER_CLIP, Pictures
 from sonic_training.trainer import TrainingOptions, train
 
-# One group: a group of few channels would lose its mean, and with it flat colours.
+# Group normalisation removes the mean of each group; with few channels per group, flat colours would be lost.
 GROUPS = 1
 _KL_WEIGHT = 1e-4
 _EDGE_WEIGHT = 1.0
 _MOUTH_WEIGHT = 2.0
 _SQUARE_WEIGHT = 4.0
 _START_LOG_VARIANCE = -6.0
-_PAIRS = range(6)  # the channels that carry the three colours and their negatives at the start
+_COLOR_CHANNELS = range(6)  # carry the three colours and their negatives after `start_as_blur`
 
 
 def build(config: dict[str, Any], seed: int) -> AutoencoderKLTemporalDecoder:
-    """diffusers' class with this model's number of groups, randomly initialised."""
+    """diffusers' VAE with this model's number of groups, initialised as a blur (`start_as_blur`).
+
+    Args:
+        config: of `AutoencoderKLTemporalDecoder`.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
     config = {key: value for key, value in config.items() if key != "norm_num_groups"}
     vae = AutoencoderKLTemporalDecoder.from_config(config)
@@ -40,11 +45,11 @@ def build(config: dict[str, Any], seed: int) -> AutoencoderKLTemporalDecoder:
 
 
 def start_as_blur(vae: AutoencoderKLTemporalDecoder) -> None:
-    """Initialise the path past all residual branches as a blur: averages down, repeats up.
+    """Initialise the skip path around all residual branches as a blur: averaging down, repeating up.
 
-    Each colour travels as a pair (x, -x), as silu(x) - silu(-x) = x takes it through the activations
-    before the last convolutions. Training then starts from a picture of 16 x 16 flat patches in the
-    right colours, which normalised layers are otherwise slow to find.
+    Each colour is carried as a pair (x, -x), which passes the activations before the last convolutions
+    because silu(x) - silu(-x) = x. Training then starts from pictures of 16 x 16 flat patches in the right
+    colours, which normalised layers would otherwise be slow to learn.
     """
     pair = torch.tensor([1.0, -1.0])
     with torch.no_grad():
@@ -53,16 +58,16 @@ def start_as_blur(vae: AutoencoderKLTemporalDecoder) -> None:
                 module.conv2.weight.zero_()
                 module.conv2.bias.zero_()
                 if module.conv_shortcut is not None:
-                    _pass(module.conv_shortcut, 0, 0)
+                    _pass_colors(module.conv_shortcut, 0, 0)
             elif isinstance(module, Attention):
                 module.to_out[0].weight.zero_()
             elif isinstance(module, Upsample2D):
-                _pass(module.conv, 1, 1)
+                _pass_colors(module.conv, 1, 1)
             elif isinstance(module, Downsample2D):
-                _pass(module.conv, 0, 0)  # the mean of 2 x 2 pixels
+                _pass_colors(module.conv, 0, 0)  # the mean of 2 x 2 pixels
                 for row, column in ((0, 1), (1, 0), (1, 1)):
-                    module.conv.weight[_PAIRS, _PAIRS, row, column] = 0.25
-                module.conv.weight[_PAIRS, _PAIRS, 0, 0] = 0.25
+                    module.conv.weight[_COLOR_CHANNELS, _COLOR_CHANNELS, row, column] = 0.25
+                module.conv.weight[_COLOR_CHANNELS, _COLOR_CHANNELS, 0, 0] = 0.25
         for convolution in (vae.encoder.conv_in, vae.decoder.conv_in):
             convolution.weight[:6] = 0
             convolution.bias[:6] = 0
@@ -79,20 +84,34 @@ def start_as_blur(vae: AutoencoderKLTemporalDecoder) -> None:
         vae.decoder.time_conv_out.weight[range(3), range(3), 1] = 1.0
 
 
-def _pass(convolution: torch.nn.Conv2d, row: int, column: int) -> None:
-    """Let the colours' channels through unchanged and keep all others out of them."""
-    convolution.weight[_PAIRS] = 0
-    convolution.weight[_PAIRS, _PAIRS, row, column] = 1
+def _pass_colors(convolution: torch.nn.Conv2d, row: int, column: int) -> None:
+    """Make the colour channels of the output copies of those of the input.
+
+    `row` and `column` are the position in the kernel that is copied.
+    """
+    convolution.weight[_COLOR_CHANNELS] = 0
+    convolution.weight[_COLOR_CHANNELS, _COLOR_CHANNELS, row, column] = 1
     if convolution.bias is not None:
-        convolution.bias[_PAIRS] = 0
+        convolution.bias[_COLOR_CHANNELS] = 0
 
 
 def train_autoencoder(
     vae: AutoencoderKLTemporalDecoder, pictures: Pictures, folder: Path, steps: tuple[int, int], seed: int
 ) -> AutoencoderKLTemporalDecoder:
-    """Train on crops of 64 pixels first (four times as many a second), then on whole pictures."""
+    """Train on crops of 64 pixels first, which are four times as fast, and then on whole pictures.
 
-    def loss_of(crop_pixels: int, clips: int) -> Any:
+    Args:
+        vae: trained in place.
+        pictures: the training data.
+        folder: for the training state.
+        steps: optimizer steps on crops, and then on whole pictures.
+        seed: of pictures and crops.
+
+    Returns:
+        `vae`.
+    """
+
+    def loss_of(crop_pixels: int, clips: int) -> Callable[[int], dict[str, Tensor]]:
         def loss(step: int) -> dict[str, Tensor]:
             generator = np.random.default_rng([seed, crop_pixels, step])
             x, weight = _batch(pictures, generator, clips, crop_pixels)
@@ -111,18 +130,21 @@ def train_autoencoder(
 def autoencoder_loss(
     vae: AutoencoderKLTemporalDecoder, x: Tensor, weight: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """L1 of pixels and of their differences, more at the mouth, and a small KL divergence.
+    """Reconstruction loss of pixels and of their gradients, and a small KL divergence.
 
     Args:
         vae: the module.
-        x: (clips * 4, 3, H, W) in -1..1.
-        weight: (clips * 4, 1, H, W).
+        x: float32 (clips * 4, 3, height, width), -1..1.
+        weight: float32 (clips * 4, 1, height, width), weights of the pixels.
         generator: of the latents' noise.
+
+    Returns:
+        "loss", and values to log.
     """
     posterior = vae.encode(x).latent_dist
     mean, deviation = posterior.mean.float(), posterior.std.float()
     noise = torch.randn(mean.shape, generator=generator)
-    decoded = vae.decode(mean + deviation * noise, num_frames=FRAMES_A_CLIP).sample.float()
+    decoded = vae.decode(mean + deviation * noise, num_frames=FRAMES_PER_CLIP).sample.float()
     error = decoded - x
     pixel = (weight * (error.abs() + _SQUARE_WEIGHT * error**2)).mean()
     edge = sum(
@@ -141,6 +163,7 @@ def autoencoder_loss(
 def _batch(
     pictures: Pictures, generator: np.random.Generator, clips: int, crop_pixels: int
 ) -> tuple[Tensor, Tensor]:
+    """Random crops, (clips * 4, 3, crop, crop), -1..1, and weights of their pixels, higher at the mouth."""
     size = pictures.frames.shape[2]
     frames, weights = [], []
     for index in generator.integers(len(pictures.frames), size=clips):
@@ -151,17 +174,17 @@ def _batch(
         corner = np.zeros(2, int)
         if crop_pixels < size:
             corner = generator.integers(0, size - crop_pixels + 1, size=2)
-            if generator.random() < 0.6:  # a crop that holds the mouth
+            if generator.random() < 0.6:  # a crop that contains the mouth
                 middle = np.array([0.5 * (x1 + x2), y1 + 0.72 * (y2 - y1)])
                 corner = (middle - crop_pixels * generator.uniform(0.3, 0.7, 2)).astype(int)
                 corner = corner.clip(0, size - crop_pixels)
         rows = slice(int(corner[1]), int(corner[1]) + crop_pixels)
         columns = slice(int(corner[0]), int(corner[0]) + crop_pixels)
-        cut = pictures.frames[index][:, rows, columns]
-        cut = cut[:, :, ::-1] if (flip := generator.random() < 0.5) else cut
+        crop = pictures.frames[index][:, rows, columns]
+        crop = crop[:, :, ::-1] if (flip := generator.random() < 0.5) else crop
         weight = weight[rows, columns]
-        frames.append(cut.astype(np.float32) / 127.5 - 1)
-        weights.append(np.repeat((weight[:, ::-1] if flip else weight)[None], FRAMES_A_CLIP, axis=0))
+        frames.append(crop.astype(np.float32) / 127.5 - 1)
+        weights.append(np.repeat((weight[:, ::-1] if flip else weight)[None], FRAMES_PER_CLIP, axis=0))
     x = torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.concatenate(weights))[:, None]
 
@@ -169,10 +192,16 @@ def _batch(
 def set_latent_scale(
     vae: AutoencoderKLTemporalDecoder, pictures: Pictures, latent_scale: float, count: int = 256
 ) -> None:
-    """Fold a factor into the weights, so that latents times `latent_scale` have a deviation of 1.
+    """Rescale the latents by changing weights, so that latents times `latent_scale` have a deviation of 1.
 
-    What the VAE computes stays the same; the last convolution of the encoder grows by the factor by
-    which the first one of the decoder shrinks.
+    The encoder's last convolution is multiplied by a factor and the decoder's first one divided by it, so
+    reconstructions stay the same.
+
+    Args:
+        vae: changed in place.
+        pictures: the pictures whose latents are measured.
+        latent_scale: the pipeline's constant factor of latents.
+        count: number of pictures to measure.
     """
     with torch.inference_mode():
         frames = torch.from_numpy(pictures.frames[:count, 0].copy()).permute(0, 3, 1, 2).float()
@@ -184,13 +213,3 @@ def set_latent_scale(
         vae.quant_conv.bias[:half] *= factor
         vae.quant_conv.bias[half:] += 2 * float(np.log(factor))
         vae.decoder.conv_in.weight /= factor
-
-
-def reconstruct(vae: AutoencoderKLTemporalDecoder, frames: np.ndarray) -> np.ndarray:
-    """uint8 (n, H, W, 3) through the mode of the latents and back."""
-    x = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        latents = vae.encode(x).latent_dist.mode()
-        decoded = vae.decode(latents, num_frames=len(frames)).sample
-    pixels = functional.hardtanh(decoded).permute(0, 2, 3, 1).numpy()
-    return np.rint((pixels + 1) * 127.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The bucket head: how lively speech sounds, as head motion and mouth amplitude."""
+"""Trains the bucket head, which predicts head motion and mouth amplitude from how lively speech sounds."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ def train_bucket_head(
     options: TrainingOptions,
     seed: int,
 ) -> AudioToBucket:
-    """Regress the buckets of the drawn clips from what is heard, whoever is seen.
+    """Regress the motion buckets from speech, with a random portrait's embedding as a distractor.
 
     Args:
-        head: what is trained.
-        encoder: trained already.
-        embeddings: (n, width), of portraits.
-        corpus: speech of all loudness.
-        filters: mel filters.
+        head: the module to train.
+        encoder: the trained audio encoder, which stays fixed.
+        embeddings: (n, width), image embeddings of portraits.
+        corpus: speech of varied loudness.
+        filters: float32 (mel bins, frequencies), mel filters.
         constants: window, padding, scale and offset of the buckets.
-        folder: for the state of the training.
+        folder: for the training state.
         options: the schedule.
         seed: of speech, portraits and liveliness.
+
+    Returns:
+        `head`.
     """
 
     def loss(step: int) -> dict[str, Tensor]:
@@ -61,5 +64,5 @@ def train_bucket_head(
 
 
 def bucket_windows(states: Tensor, constants: AudioConstants) -> Tensor:
-    """(states, 1, width) -> (frames, window, 1, width), padded with zeros as the runtime does."""
+    """(states, 1, width) -> (frames, window, 1, width), zero-padded as in the runtime."""
     return state_windows(states, constants.bucket_padding_states, constants.bucket_window_states, constants)

@@ -1,4 +1,4 @@
-"""Clips of drawn people who speak: what the denoiser learns from."""
+"""Drawn clips of speaking people, the training data of the denoiser."""
 
 from __future__ import annotations
 
@@ -28,12 +28,19 @@ from sonic_training.actors import (
 from sonic_training.speech import Corpus, SpeechClip
 
 FRAME_RATE_HZ = Constants().video.generated_frame_rate_hz
-_MIDDLE_GAIN_DB = -5.5  # of the corpus' -14..3
+_MIDDLE_GAIN_DB = -5.5  # the middle of the corpus's gains, -14..3
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Sizes and rate of the drawn clips, and how much heads move in them: 1 turns by a few degrees."""
+    """Size and motion of the drawn clips.
+
+    Attributes:
+        frames: number of frames of a clip.
+        size_pixels: side of the square frames.
+        frame_rate_hz: frames per second.
+        head_motion: scale of the head motion; 1 turns heads by a few degrees.
+    """
 
     frames: int = 38
     size_pixels: int = 128
@@ -43,18 +50,18 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class Clip:
-    """One drawn clip and what the model is told about it.
+    """One drawn clip and its conditioning.
 
     Attributes:
         frames: uint8 (frames, size, size, 3).
-        portrait: uint8 (size, size, 3), the picture that the model is given.
-        reference: float32 (3, size, size), -1..1, the same as the VAE gets it.
-        image_encoder_input: float32 (3, 224, 224).
+        portrait: uint8 (size, size, 3), the portrait given to the model.
+        reference: float32 (3, size, size), -1..1, the portrait as the VAE's input.
+        image_encoder_input: float32 (3, 224, 224), the portrait as the image encoder's input.
         face_mask: float32 (size, size), 0..1.
-        heard: float32 (samples,), 16 kHz.
-        buckets: float32 (2,), translation and expression.
-        opening: float32 (frames,), of the drawn mouth.
-        mouth_box: float32 (4,), x1 y1 x2 y2 in pixels, of the mouth and the chin.
+        heard: float32 (samples,), mono at 16 kHz, the speech given to the model.
+        buckets: float32 (2,), translation and expression buckets.
+        opening: float32 (frames,), the opening of the drawn mouth.
+        mouth_box: float32 (4,), x1, y1, x2, y2 of mouth and chin in pixels.
     """
 
     frames: NDArray[np.uint8]
@@ -69,7 +76,7 @@ class Clip:
 
 
 def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptions) -> Clip:
-    """Choose a person, a recording and a way to move, and draw it all."""
+    """Draw a clip of a random person with random speech and random motion."""
     look, framing = random_look(generator), random_framing(generator, options.size_pixels)
     speech = corpus.clip(generator, options.frames / options.frame_rate_hz)
     amount, amplitude = random_liveliness(generator, speech)
@@ -98,7 +105,7 @@ def draw_clip(generator: np.random.Generator, corpus: Corpus, options: ClipOptio
 
 
 def random_liveliness(generator: np.random.Generator, speech: SpeechClip) -> tuple[float, float]:
-    """Head motion 0..1 and mouth amplitude 0.3..1.4: people who speak louder move more."""
+    """Random head motion (0.02..1.2) and mouth amplitude (0.25..1.5); louder speakers move more."""
     louder = (speech.gain_db - _MIDDLE_GAIN_DB) / 10
     amount = np.clip(0.45 + 0.15 * louder + generator.normal(0, 0.25), 0.02, 1.2)
     amplitude = np.clip(0.9 + 0.2 * louder + generator.normal(0, 0.25), 0.25, 1.5)
@@ -106,14 +113,14 @@ def random_liveliness(generator: np.random.Generator, speech: SpeechClip) -> tup
 
 
 def motion_buckets(amount: float, amplitude: float) -> NDArray[np.float32]:
-    """(2,): what the UNet is told of a head motion of 0..1 and a mouth amplitude of 0.3..1.4."""
+    """Conditioning of the UNet for a head motion and a mouth amplitude, float32 (2,)."""
     return np.array(
         [amount * MOTION_BUCKET_OF_FULL_MOTION, amplitude * EXPRESSION_BUCKET_OF_NORMAL_SPEECH], np.float32
     )
 
 
 def _portrait_pose(generator: np.random.Generator, poses: list[Pose]) -> Pose:
-    """Mostly a closed mouth and open eyes, as on portraits; sometimes a frame of the clip."""
+    """The portrait's pose: mostly a closed mouth and open eyes, sometimes that of a frame of the clip."""
     if generator.random() < 0.15:
         return poses[int(generator.integers(len(poses)))]
     still = poses[0] if generator.random() < 0.5 else Pose()
@@ -121,7 +128,7 @@ def _portrait_pose(generator: np.random.Generator, poses: list[Pose]) -> Pose:
 
 
 def _noisy_box(generator: np.random.Generator, framing: Framing) -> tuple[float, float, float, float]:
-    """The face box as a detector would find it."""
+    """The face box with the errors that a detector would make."""
     x1, y1, x2, y2 = framing.face_box
     wide, tall = x2 - x1, y2 - y1
     noise = generator.normal(0, 0.02, 4)
@@ -141,7 +148,7 @@ def _mouth_box(framing: Framing) -> tuple[float, float, float, float]:
 
 
 def look_targets(look: Look, framing: Framing) -> NDArray[np.float32]:
-    """What the image encoder learns to read from a portrait, about -1..1 each."""
+    """Targets of the image encoder: colours, place, size, hair, beard, glasses; float32 (n,), about -1..1."""
     colors = [*look.skin, *look.hair, *look.clothes, *look.background[0], *look.eyes]
     place = [framing.centre[0], framing.centre[1], framing.face_width_pixels]
     style = [float(look.hair_style == name) for name in ("short", "long", "bun", "bald")]
@@ -158,7 +165,14 @@ def look_targets(look: Look, framing: Framing) -> NDArray[np.float32]:
 
 
 def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
-    """Draw clips `start` to `start + count` of a seed into one file, unless it is there."""
+    """Draw one file of clips, unless it exists.
+
+    Args:
+        task: output folder, corpus folder, seed, number of the first clip, number of clips, options.
+
+    Returns:
+        The file's path.
+    """
     folder, corpus_folder, seed, start, count, options = task
     path = Path(folder) / f"clips-{seed}-{start:05d}.npz"
     if path.exists():
@@ -168,7 +182,7 @@ def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
         draw_clip(np.random.default_rng([seed, 7, start + index]), corpus, options) for index in range(count)
     ]
     arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in Clip.__dataclass_fields__}
-    # The name ends in .npz already, so that NumPy adds nothing to it.
+    # The temporary name ends in .npz too, so NumPy does not append it.
     replace_file(path, lambda partial: np.savez(partial, **arrays))  # type: ignore[arg-type]
     return str(path)
 
@@ -176,7 +190,19 @@ def draw_shard(task: tuple[str, str, int, int, int, ClipOptions]) -> str:
 def draw_clips(
     folder: Path, corpus_folder: Path, seed: int, count: int, options: ClipOptions, shard: int = 20
 ) -> list[Path]:
-    """Draw `count` clips in as many processes as there are cores; returns the files."""
+    """Draw `count` clips with one process per core; files that exist are not drawn again.
+
+    Args:
+        folder: where the files go.
+        corpus_folder: a speech corpus (`sonic_training.speech.build_corpus`).
+        seed: of people, speech and motion.
+        count: number of clips.
+        options: size and motion of the clips.
+        shard: clips per file.
+
+    Returns:
+        The .npz files; each holds the stacked attributes of `Clip`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [
         (str(folder), str(corpus_folder), seed, start, min(shard, count - start), options)

@@ -1,8 +1,9 @@
-"""The UNet with its audio adapters, trained as Stable Video Diffusion was.
+"""Trains the UNet and its audio adapters in the way Stable Video Diffusion was trained.
 
-Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), with
-v-prediction: c_in = 1 / sqrt(s^2 + 1), c_skip = 1 / (s^2 + 1), c_out = -s / sqrt(s^2 + 1), and the
-weight (s^2 + 1) / s^2, under which the loss of the denoised latent is that of v itself.
+The preconditioning is that of Karras et al., "Elucidating the design space of diffusion-based generative
+models" (2022), with v-prediction: c_in = 1 / sqrt(s^2 + 1), c_skip = 1 / (s^2 + 1),
+c_out = -s / sqrt(s^2 + 1). With the loss weight (s^2 + 1) / s^2, the loss of the denoised latent equals
+the loss of v.
 """
 
 from __future__ import annotations
@@ -29,26 +30,32 @@ from sonic_convert.modules.unet import (
 from sonic_training.trainer import TrainingOptions, train
 
 _LATENT_CHANNELS = 4
-# The reference is not scaled; latents of unit deviation are 0.18215 times as large.
+# The reference latent is unscaled; scaling it by this factor gives it unit deviation.
 _REFERENCE_GAIN = 0.18215
-# The last normalisation makes what travels larger; with this factor the loss at high noise starts lowest.
+# Compensates the last normalisation; chosen for the lowest initial loss at high noise.
 _REFERENCE_OUT_GAIN = 0.57
 
 
 @dataclass(frozen=True)
 class DenoiserOptions:
-    """How noise and windows are drawn, and what is left out for the guidance.
+    """How windows, noise and conditioning are sampled in one stage of the training.
 
-    Log-normal sigmas with the mean and deviation of ln(sigma), and for `sigma_uniform` of the windows
-    any that the sampler meets (ln(sigma) uniform over `sigma_limits`); `drop_all` of the windows see
-    neither image nor audio, `drop_audio` the image alone: the sampler's three branches. `crop_side`
-    is that of a square of latents that holds the mouth (but for `crop_anywhere` of them, which lie
-    anywhere), None for whole pictures. Errors count once, and `face_weight` and `mouth_weight` times
-    more in the face and at the mouth.
+    Attributes:
+        window_frames: frames of a window.
+        windows_per_step: windows of an optimizer step.
+        crop_side: side of a square crop of the latents that contains the mouth; None for whole pictures.
+        crop_anywhere: share of the crops whose position is random, with or without the mouth.
+        sigma_log_mean, sigma_log_deviation: of ln(sigma), which is normally distributed.
+        sigma_uniform: share of the windows for which ln(sigma) is uniform within `sigma_limits` instead.
+        sigma_limits: smallest and largest sigma of the sampler.
+        drop_all: share of the windows without image and audio conditioning.
+        drop_audio: share of the windows with image conditioning only. Together with the fully conditioned
+            windows, these train the sampler's three guidance branches.
+        mouth_weight, face_weight: added to the loss weight of 1 at the mouth and within the face mask.
     """
 
     window_frames: int = 25
-    windows_a_step: int = 3
+    windows_per_step: int = 3
     crop_side: int | None = None
     crop_anywhere: float = 0.0
     sigma_log_mean: float = 0.7
@@ -63,15 +70,15 @@ class DenoiserOptions:
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """Clips as the UNet meets them; every tensor's first axis is the clip.
+    """Clips and their conditioning as inputs of the UNet.
 
     Attributes:
-        latents: float16 (clips, frames, 4, h, w), scaled.
-        references: float16 (clips, 4, h, w), unscaled.
+        latents: float16 (clips, frames, 4, h, w), scaled latents of the frames.
+        references: float16 (clips, 4, h, w), unscaled latents of the portraits.
         image_embeddings: float16 (clips, width).
-        audio_windows: float16 (clips, frames, states, layers, width).
-        buckets: float32 (clips, 2).
-        masks: one float16 (clips, 1, h_level, w_level) for each level.
+        audio_windows: float16 (clips, frames, states, layers, width), the audio encoder's states.
+        buckets: float32 (clips, 2), translation and expression.
+        masks: face masks, one float16 (clips, 1, h_level, w_level) for each resolution level of the UNet.
         mouths: float16 (clips, 1, h, w), 1 at the mouth.
     """
 
@@ -85,7 +92,7 @@ class EncodedClips:
 
 
 class Denoiser(nn.Module):
-    """UNet and token head, trained together."""
+    """UNet and token head, which are trained together."""
 
     def __init__(self, unet: SonicUNet, tokens: AudioToToken) -> None:
         super().__init__()
@@ -93,7 +100,14 @@ class Denoiser(nn.Module):
 
 
 def build_unet(config: dict[str, Any], seed: int) -> SonicUNet:
-    """A UNet with torch's usual initialisation, whose residual branches start near zero."""
+    """A UNet with PyTorch's default initialisation, except that residual branches start near zero.
+
+    It initially predicts the reference latent (`start_as_copy`).
+
+    Args:
+        config: of the official `config.json`.
+        seed: of the weights.
+    """
     unet = SonicUNet.build(config)
     unet.to_empty(device="cpu")
     torch.manual_seed(seed)
@@ -112,11 +126,11 @@ def build_unet(config: dict[str, Any], seed: int) -> SonicUNet:
 
 
 def start_as_copy(unet: SonicUNet) -> None:
-    """Initialise the path past all residual branches so that the UNet predicts the reference latent.
+    """Initialise the skip path around all residual branches so that the UNet predicts the reference latent.
 
-    The reference's four channels travel from `conv_in` over the last skip to `conv_out`, each as a pair
-    (x, -x), as silu(x) - silu(-x) = x takes them through the last activation. v is minus the clean latent
-    where noise is all there is to see, and most of a clip is its portrait: training starts from there.
+    The reference's four channels are carried from `conv_in` over the last skip connection to `conv_out`,
+    each as a pair (x, -x), which passes the last activation because silu(x) - silu(-x) = x. At high noise,
+    v is the negative clean latent, and clips mostly look like their portrait: so this is a good start.
     """
     last = unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut
     width = unet.conv_in.out_channels
@@ -144,12 +158,23 @@ def train_denoiser(
     seed: int,
     prefix: str = "",
 ) -> Denoiser:
-    """Train on random windows of the clips, one stage after another; their files begin with `prefix`.
+    """Train on random windows of the clips, stage by stage.
 
-    Stages of short windows come first: for the same work they show more people and more noise levels
-    a step; the last one has the windows that the sampler uses.
+    Stages with short windows come first: for the same cost, each step covers more people and more noise
+    levels. The last stage has the sampler's window length.
+
+    Args:
+        model: trained in place.
+        clips: the training data.
+        folder: for the training state.
+        stages: sampling options and schedule of every stage.
+        seed: of windows, noise and conditioning.
+        prefix: of the names of the stages' files.
+
+    Returns:
+        `model`.
     """
-    for module in model.modules():  # a seventh faster on a CPU than channels first
+    for module in model.modules():  # channels last is about 14 % faster on a CPU
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         elif isinstance(module, nn.Conv3d):
@@ -169,15 +194,26 @@ def train_denoiser(
 
 
 def stage_name(options: DenoiserOptions) -> str:
-    """Of the files that keep a stage's state."""
+    """Name of the files with the state of a stage."""
     return f"denoiser-{options.window_frames}" + ("-crops" if options.crop_side else "")
 
 
 def denoiser_loss(
     model: Denoiser, clips: EncodedClips, options: DenoiserOptions, generator: np.random.Generator
 ) -> dict[str, Tensor]:
-    """The weighted v loss of some windows, and its mean at low, middle and high noise."""
-    count, frames = options.windows_a_step, options.window_frames
+    """The weighted v-prediction loss of random windows.
+
+    Args:
+        model: UNet and token head.
+        clips: the training data.
+        options: how windows, noise and conditioning are sampled.
+        generator: the source of randomness.
+
+    Returns:
+        "loss", and to be logged, the unweighted loss of fully conditioned windows at "low" (sigma < 0.7),
+        "middle" and "high" (sigma >= 5) noise, as far as there are any.
+    """
+    count, frames = options.windows_per_step, options.window_frames
     chosen = torch.from_numpy(generator.integers(len(clips.latents), size=count))
     starts = generator.integers(clips.latents.shape[1] - frames + 1, size=count)
     window = torch.from_numpy(starts[:, None] + np.arange(frames))
@@ -194,8 +230,8 @@ def denoiser_loss(
         masks = tuple(functional.avg_pool2d(finest, 2**level) for level in range(len(masks)))
     embedding = clips.image_embeddings[chosen].float()
     choice = torch.from_numpy(generator.random(count))
-    see = (choice >= options.drop_all).float()
-    hear = (choice >= options.drop_all + options.drop_audio).float()
+    keep_image = (choice >= options.drop_all).float()
+    keep_audio = (choice >= options.drop_all + options.drop_audio).float()
 
     log_sigma = generator.normal(options.sigma_log_mean, options.sigma_log_deviation, count)
     low, high = np.log(options.sigma_limits)
@@ -207,13 +243,13 @@ def denoiser_loss(
     noisy = (clean + s * noise) / (s**2 + 1).sqrt()
     target = (noise - s * clean) / (s**2 + 1).sqrt()  # v: x0 = c_skip x + c_out v
 
-    reference = (reference * see[:, None, None, None])[:, None].expand(-1, frames, -1, -1, -1)
+    reference = (reference * keep_image[:, None, None, None])[:, None].expand(-1, frames, -1, -1, -1)
     sample = torch.cat([noisy, reference], dim=2).flatten(0, 1)
     sample = sample.contiguous(memory_format=torch.channels_last).unflatten(0, (count, frames))
-    # Silence is the audio windows' zero, as in the sampler's unconditional tokens.
-    tokens = model.tokens(audio * hear[:, None, None, None, None])
+    # Dropped audio is all zeros, as in the sampler's unconditional tokens.
+    tokens = model.tokens(audio * keep_audio[:, None, None, None, None])
     time_ids = torch.cat([torch.full((count, 1), 12.5), clips.buckets[chosen]], dim=1)
-    context = WindowContext(embedding * see[:, None], tokens, masks)
+    context = WindowContext(embedding * keep_image[:, None], tokens, masks)
     predicted = denoise(model.unet, sample, 0.25 * sigma.log(), time_ids, context).float()
     squared = (predicted - target) ** 2
     weight = 1 + options.mouth_weight * mouths[:, None] + options.face_weight * masks[0][:, None]
@@ -222,7 +258,7 @@ def denoiser_loss(
     with torch.no_grad():
         plain = squared.mean(dim=(1, 2, 3, 4))
         for name, least, most in (("low", 0.0, 0.7), ("middle", 0.7, 5.0), ("high", 5.0, 1e4)):
-            inside = (sigma >= least) & (sigma < most) & (see > 0) & (hear > 0)
+            inside = (sigma >= least) & (sigma < most) & (keep_image > 0) & (keep_audio > 0)
             if inside.any():
                 values[name] = plain[inside].mean()
     return values
@@ -231,23 +267,30 @@ def denoiser_loss(
 def crop_corners(
     mouths: Tensor, side: int, anywhere: float, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Upper left corners (row, column) of random squares that hold the mouth, or of any: (n, 2)."""
+    """Top left corners (row, column) of random square crops, int64 (n, 2).
+
+    Args:
+        mouths: (n, 1, h, w), positive at the mouth.
+        side: of the crops.
+        anywhere: share of the crops at any position; the others contain the mouth, or lie within it if it
+            is larger than the crop.
+        generator: the source of randomness.
+    """
     corners = np.zeros((len(mouths), 2), np.int64)
     for index, mouth in enumerate(mouths[:, 0].numpy() > 0):
-        free = anywhere > 0 and generator.random() < anywhere
+        unconstrained = anywhere > 0 and generator.random() < anywhere
         for axis in (0, 1):
             limit = mouth.shape[axis] - side
             low, high = 0, limit
-            if not free and mouth.any():
-                where = np.flatnonzero(mouth.any(axis=1 - axis))
-                # A mouth that is larger than the square fills it.
-                low, high = sorted(np.clip([where[-1] + 1 - side, where[0]], 0, limit))
+            if not unconstrained and mouth.any():
+                covered = np.flatnonzero(mouth.any(axis=1 - axis))
+                low, high = sorted(np.clip([covered[-1] + 1 - side, covered[0]], 0, limit))
             corners[index, axis] = generator.integers(low, high + 1)
     return corners
 
 
 def crop(x: Tensor, corners: NDArray[np.int64], side: int) -> Tensor:
-    """(n, ..., h, w) -> (n, ..., side, side), from each item's own corner."""
+    """Crop each item at its own corner: (n, ..., h, w) -> (n, ..., side, side)."""
     return torch.stack(
         [
             item[..., row : row + side, column : column + side]
@@ -258,7 +301,9 @@ def crop(x: Tensor, corners: NDArray[np.int64], side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowContext:
-    """What the cross-attentions attend to in training: a softmax over the one image token is one.
+    """What the UNet's cross-attentions attend to in training.
+
+    The image has a single token, so its attention weights are all 1 and its output is that token's value.
 
     Attributes:
         image_embedding: (batch, context width).
@@ -271,7 +316,7 @@ class WindowContext:
     masks: tuple[Tensor, ...]
 
     def spatial(self, attention: Attention, hidden: Tensor, level: int) -> Tensor:
-        """(batch * frames, positions, channels) -> the same."""
+        """Spatial cross-attention: (batch * frames, positions, channels) -> the same shape."""
         batch, frames = self.audio_tokens.shape[:2]
         key, value = audio_keys_values(attention, self.audio_tokens.flatten(0, 1))
         audio = split_frames(attend(attention.to_q(hidden), key, value, attention), batch, frames)
@@ -279,11 +324,11 @@ class WindowContext:
         return (audio * self.masks[level].reshape(batch, 1, -1, 1) + image).flatten(0, 1)
 
     def temporal(self, attention: Attention, hidden: Tensor) -> Tensor:
-        """(batch * positions, frames, channels) -> the same."""
+        """Temporal cross-attention: (batch * positions, frames, channels) -> the same shape."""
         batch = self.audio_tokens.shape[0]
         frames, channels = hidden.shape[1:]
         key, value = audio_keys_values(attention, self.audio_tokens.mean(dim=1))
-        # All positions of a batch item share keys and values, so their queries form one sequence.
+        # All positions of a batch item share keys and values, so their queries are joined to one sequence.
         query = attention.to_q(hidden).reshape(batch, -1, channels)
         image = attention.to_v(self.image_embedding)[:, None, :]
         return (attend(query, key, value, attention) + image).reshape(-1, frames, channels)

@@ -1,4 +1,4 @@
-"""Drawn clips through the frozen submodels: what the denoiser trains on, kept on disk."""
+"""Encodes drawn clips with the frozen submodels and stores the result, on which the denoiser trains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ def encode_clips(
     filters: NDArray[np.float32],
     constants: AudioConstants,
 ) -> EncodedClips:
-    """Encode every file of clips that is not yet encoded, and gather all in memory."""
+    """Encode the files of clips that are not encoded yet, and load all encoded clips into memory.
+
+    Args:
+        files: of `sonic_training.clips.draw_clips`.
+        folder: where the encoded clips are stored.
+        vae: the trained autoencoder.
+        latent_scale: factor of the latents.
+        audio_encoder, image_encoder: the trained encoders.
+        filters: float32 (mel bins, frequencies), mel filters.
+        constants: windows and padding of the audio tokens.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for file in files:
@@ -71,7 +81,7 @@ def _encode(
         states = audio_encoder(torch.from_numpy(log_mel(heard, filters, constants)))[0]
         states = states[: len(heard) // constants.unit_samples * constants.states_per_unit]
         windows.append(token_windows(states, constants)[: len(frames)].half())
-        mouths.append(_mouth(box, x.shape[-1], latents[-1].shape[-1]))
+        mouths.append(_mouth_mask(box, x.shape[-1], latents[-1].shape[-1]))
     masks = torch.from_numpy(clips["face_mask"])
     side = latents[0].shape[-1]
     levels = {
@@ -95,8 +105,8 @@ def _encode(
     }
 
 
-def _mouth(box: NDArray[np.float32], pixels: int, side: int) -> Tensor:
-    """(1, side, side), 1 where the box of the mouth lies."""
+def _mouth_mask(box: NDArray[np.float32], pixels: int, side: int) -> Tensor:
+    """float16 (1, side, side), 1 inside the mouth's box, which is in pixels of a picture `pixels` wide."""
     x1, y1, x2, y2 = (box * (side / pixels)).tolist()
     mask = torch.zeros(1, side, side, dtype=torch.float16)
     mask[:, int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1

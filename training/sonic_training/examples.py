@@ -1,8 +1,8 @@
-"""The built-in examples of the calibration: drawn people, and voices that training knows.
+"""Makes calibration's built-in examples: drawn people, with speech of voices that training uses.
 
     python -m sonic_training.examples calibration/sonic_calibration/examples
 
-Held-out voices and people stay unseen, so that a precision can be judged on them.
+They contain no held-out voices, so that quantized bundles can be evaluated on those.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ from sonic_convert.drawing.face import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
 from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus
 
-_SEED = 910_000  # training and the evaluation draw from others
+_SEED = 910_000  # training and evaluation use other seeds
 _SIDE_PIXELS = 128
 _SECONDS = 3.0
 _UTTERANCES = 60
 
 
 def write_examples(folder: Path, count: int = 6) -> None:
-    """Write `count` portraits (PNG) with 3 s of speech each (FLAC, 16 kHz)."""
+    """Write portraits (PNG) with 3 s of speech each (FLAC, mono, 16 kHz), as ``00.png``, ``00.flac``, ...
+
+    Args:
+        folder: created if it does not exist.
+        count: number of examples.
+
+    Raises:
+        InputError: a speech synthesizer is not installed.
+        OSError: the folder cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as speech:
         corpus = Corpus(build_corpus(speech, "train", _UTTERANCES))
@@ -42,6 +51,7 @@ def write_examples(folder: Path, count: int = 6) -> None:
 
 
 def _write_flac(path: Path, samples: np.ndarray) -> None:
+    """Write float32 (n,) at 16 kHz as a mono 16-bit FLAC file."""
     with av.open(str(path), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono")
         values = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)[None]
@@ -54,7 +64,7 @@ def _write_flac(path: Path, samples: np.ndarray) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Write the examples to FOLDER."""
+    """Write calibration's built-in examples to FOLDER."""
     with user_errors():
         write_examples(folder)
 

@@ -1,4 +1,4 @@
-"""The image encoder: a small CLIP vision tower that can tell who is on a portrait, and where."""
+"""Trains the image encoder, a small CLIP vision tower, to represent who is in a portrait, and where."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sonic_training.actors import draw_poses, head_motion, random_framing, rando
 from sonic_training.clips import look_targets
 from sonic_training.trainer import TrainingOptions, train
 
-_PICTURES_A_STEP = 32
+_PICTURES_PER_STEP = 32
 _DRAWN_PIXELS = 128
 
 
 class LookReader(nn.Module):
-    """The encoder and a linear read-out of the look, which exists only for training."""
+    """The encoder, with a linear probe for the look that is only used for training."""
 
     def __init__(self, encoder: ImageEncoder, width: int, targets: int) -> None:
         super().__init__()
@@ -32,7 +32,12 @@ class LookReader(nn.Module):
 
 
 def build(config: dict[str, Any], seed: int) -> ImageEncoder:
-    """CLIP's vision tower, randomly initialised."""
+    """CLIP's vision tower, randomly initialised.
+
+    Args:
+        config: of `CLIPVisionConfig`.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
     settings = CLIPVisionConfig.from_dict(dict(config))
     settings._attn_implementation = "sdpa"
@@ -47,21 +52,33 @@ def train_image_encoder(
     options: TrainingOptions,
     seed: int,
 ) -> ImageEncoder:
-    """Regress colours, hair, place and size of the face from the embedding."""
+    """Regress colours, hair, and the face's position and size (`look_targets`) from the embedding.
+
+    Args:
+        encoder: trained in place.
+        constants: size and normalisation of the encoder's input.
+        folder: for the training state.
+        portraits: number of drawn portraits.
+        options: the schedule.
+        seed: of the portraits.
+
+    Returns:
+        `encoder`, in evaluation mode.
+    """
     generator = np.random.default_rng(seed)
     width = len(look_targets(random_look(generator), random_framing(generator, _DRAWN_PIXELS)))
     model = LookReader(encoder, encoder.clip.config.projection_dim, width)
-    draw = cache(_draw)  # not before the first step, as a finished part needs no pictures
+    draw = cache(_draw)  # called in the first step only, as a finished encoder needs no portraits
 
     def loss(step: int) -> dict[str, Tensor]:
         inputs, targets = draw(constants, portraits, seed)
         generator = np.random.default_rng([seed, step])
-        chosen = torch.from_numpy(generator.integers(len(inputs), size=_PICTURES_A_STEP))
+        chosen = torch.from_numpy(generator.integers(len(inputs), size=_PICTURES_PER_STEP))
         pixels = inputs[chosen].float()
         pixels = pixels + 0.02 * torch.from_numpy(generator.standard_normal(pixels.shape, np.float32))
         embedding = model.encoder(pixels)
         error = ((model.read(embedding) - targets[chosen]) ** 2).mean()
-        # Of about unit size, as the denoiser's attention likes its context.
+        # Keeps embeddings near unit RMS, a suitable scale for the denoiser's attention.
         size = (embedding.pow(2).mean() - 1) ** 2
         return {"loss": error + 0.01 * size, "error": error.sqrt(), "size": embedding.pow(2).mean()}
 
@@ -70,6 +87,7 @@ def train_image_encoder(
 
 
 def _draw(constants: PortraitConstants, portraits: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs of the encoder, float16 (portraits, 3, side, side), and targets, (portraits, targets)."""
     side = constants.image_encoder_pixels
     mean = np.asarray(constants.image_encoder_mean, np.float32)
     deviation = np.asarray(constants.image_encoder_std, np.float32)

@@ -1,4 +1,4 @@
-"""How a drawn mouth follows clean speech."""
+"""Opening and spread of a drawn mouth, computed from clean speech."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ _FULL_SPREAD_DB = 14.0
 
 
 def opening(samples: NDArray[np.float32], frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
-    """(frames,) in 0..1: the opening that the quality metrics expect of this speech."""
+    """How far the mouth is open, (frames,), 0..1: the opening that the quality metrics expect.
+
+    Args:
+        samples: float32 (n,), mono at 16 kHz.
+        frames: number of values.
+        frame_rate_hz: values per second.
+    """
     return speech_opening_of_samples(samples, frames, frame_rate_hz)
 
 
 def spread(samples: NDArray[np.float32], frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
-    """How far the lips are spread, (frames,) from -1 (rounded, as for "oo") to 1 (as for "ee").
+    """How far the lips are spread, (frames,), from -1 (rounded, as in "oo") to 1 (as in "ee").
 
-    The level of 1.5 to 4 kHz over that of 0.2 to 1.5 kHz, against its own median in the speech:
-    front vowels and fricatives have their second formant there, rounded back vowels have not.
+    The level from 1.5 to 4 kHz relative to that from 0.2 to 1.5 kHz, minus its median over the speech:
+    the second formant of front vowels and the energy of fricatives lie in the upper band, those of rounded
+    back vowels do not.
 
     Args:
-        samples: (n,) mono at 16 kHz.
-        frames: how many values.
-        frame_rate_hz: values a second.
+        samples: float32 (n,), mono at 16 kHz.
+        frames: number of values.
+        frame_rate_hz: values per second.
     """
     frequencies, times, spectrum = stft(
         samples, SAMPLE_RATE_HZ, nperseg=640, noverlap=640 - _HOP_SAMPLES, boundary="zeros", padded=True

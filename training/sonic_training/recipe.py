@@ -1,4 +1,4 @@
-"""How sonic-tiny is made: its dimensions, and every part in the order in which they need each other."""
+"""The recipe of sonic-tiny: its dimensions, and the training of its submodels in order of dependence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sonic_training.pictures import load_pictures
 from sonic_training.speech import Corpus, build_corpus
 from sonic_training.trainer import TrainingOptions
 
-# Every part draws from a seed of its own: the recipe's plus its place here.
+# Every part has its own seed: the recipe's plus the part's position here.
 _PARTS = (
     "speech", "autoencoder", "image_encoder", "audio", "clips", "buckets", "interpolator",
     "face_detector", "denoiser", "calm",
@@ -50,10 +50,29 @@ TINY = replace(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result."""
+    """Everything that determines the resulting checkpoint.
+
+    Attributes:
+        dimensions: widths and numbers of heads of all submodels.
+        guidance: guidance scales of image and audio.
+        weights_seed: seed of the initial weights.
+        data_seed: seed of the training data.
+        utterances: size of the speech corpus.
+        picture_clips: silent clips of 4 frames for the autoencoder.
+        portraits: portraits for the image encoder.
+        speaking_clips: clips for the denoiser and the bucket head.
+        smooth_clips: clips at the video's frame rate for the frame interpolator.
+        autoencoder_steps: optimizer steps on crops, and then on whole pictures.
+        audio, image_encoder, buckets, interpolator, face_detector: how these parts are trained.
+        denoiser: stages of the denoiser's training.
+        calm_clips: clips for the last stage of the denoiser's training.
+        calm_head_motion: scale of the head motion in these clips.
+        calm_denoiser: the last stage. Turning heads hide what has to stay the same, and make clips differ
+            from their portraits by more than the VAE does; so it trains on people who hardly move.
+    """
 
     dimensions: SynthDimensions = TINY
-    guidance: tuple[float, float] = (1.5, 2.0)  # of image and audio
+    guidance: tuple[float, float] = (1.5, 2.0)
     weights_seed: int = 0
     data_seed: int = 0
     utterances: int = 400
@@ -69,38 +88,39 @@ class Recipe:
     face_detector: TrainingOptions = TrainingOptions(steps=2000)
     denoiser: tuple[tuple[DenoiserOptions, TrainingOptions], ...] = (
         (
-            DenoiserOptions(window_frames=9, windows_a_step=8, crop_side=8),
+            DenoiserOptions(window_frames=9, windows_per_step=8, crop_side=8),
             TrainingOptions(6000, 1.5e-3, final_learning_rate=6e-4, average_decay=0.998),
         ),
         (
-            DenoiserOptions(window_frames=25, windows_a_step=4, crop_side=8, crop_anywhere=0.35),
+            DenoiserOptions(window_frames=25, windows_per_step=4, crop_side=8, crop_anywhere=0.35),
             TrainingOptions(500, 8e-4, final_learning_rate=7e-4, save_every_steps=100),
         ),
         (
-            DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
+            DenoiserOptions(window_frames=25, windows_per_step=3, mouth_weight=3.0, face_weight=2.0),
             TrainingOptions(1800, 7e-4, final_learning_rate=3e-4, save_every_steps=100),
         ),
     )
-    # Heads that turn hide what has to stay the same, and make a clip differ from its portrait by more
-    # than the VAE does: the last stage sees calm people.
     calm_clips: int = 800
     calm_head_motion: float = 0.35
     calm_denoiser: tuple[DenoiserOptions, TrainingOptions] = (
-        DenoiserOptions(window_frames=25, windows_a_step=3, mouth_weight=3.0, face_weight=2.0),
+        DenoiserOptions(window_frames=25, windows_per_step=3, mouth_weight=3.0, face_weight=2.0),
         TrainingOptions(1500, 6e-4, save_every_steps=100),
     )
 
 
 def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
-    """Draw the data, train every part and write the checkpoint.
+    """Draw the training data, train every submodel and write the checkpoint.
 
-    What is finished in `work` is not done again, and a part that was interrupted goes on from its
-    last saved step.
+    Parts that are already finished in `work` are reused, and an interrupted part resumes from its last
+    saved step.
 
     Args:
-        work: for data and the state of the training; some 5 GB.
-        out: the checkpoint's folder; replaced where it exists.
+        work: folder for the training data and state; takes about 5 GB.
+        out: the checkpoint's folder; replaced if it exists.
         recipe: sizes, steps and seeds.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
         InputError: a speech synthesizer is not installed.
@@ -114,8 +134,8 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
     filters = mel_filters(constants.audio)
     encoder = audio.build_encoder(dimensions.whisper_config(), recipe.weights_seed)
     tokens = token_head(dimensions)
-    heard = audio.SpeechModel(encoder, tokens, dimensions.whisper_width)
-    audio.train_audio(heard, corpus, filters, constants.audio, state, recipe.audio, seeds["audio"])
+    speech_model = audio.SpeechModel(encoder, tokens, dimensions.whisper_width)
+    audio.train_audio(speech_model, corpus, filters, constants.audio, state, recipe.audio, seeds["audio"])
 
     vae = autoencoder.build(dimensions.vae_config(), recipe.weights_seed)
     pictures = load_pictures(work / "pictures", recipe.picture_clips, 128, seeds["autoencoder"])
@@ -164,7 +184,7 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
         writer.unet(model.unet.state_dict())
         writer.vae(vae.state_dict())
         writer.image_encoder(images.clip.state_dict())
-        writer.audio_encoder(_with_decoder(encoder, dimensions))
+        writer.audio_encoder(_whisper_weights(encoder, dimensions))
         writer.audio_heads(model.tokens.state_dict(), buckets.state_dict())
         writer.frame_interpolator(flow.state_dict())
         writer.face_detector(lambda path: face_detector.write_archive(faces, path))
@@ -174,7 +194,7 @@ def make_checkpoint(work: Path, out: Path, recipe: Recipe) -> Path:
 
 
 def own_config(recipe: Recipe) -> dict[str, object]:
-    """`Sonic/config.json`: name, license and the constants that differ from the published model's."""
+    """`Sonic/config.json`: name, license and the constants that differ from those of the published model."""
     image, audio = recipe.guidance
     constants = {
         "portrait": {"default_resolution_pixels": recipe.dimensions.default_resolution_pixels},
@@ -183,8 +203,8 @@ def own_config(recipe: Recipe) -> dict[str, object]:
     return {"license": LICENSE, "name": recipe.dimensions.name, "constants": constants}
 
 
-def _with_decoder(encoder: AudioEncoderStates, dimensions: SynthDimensions) -> dict[str, torch.Tensor]:
-    """The encoder's weights with those of a decoder that nobody runs, as Whisper's file has one."""
+def _whisper_weights(encoder: AudioEncoderStates, dimensions: SynthDimensions) -> dict[str, torch.Tensor]:
+    """The encoder's weights, and random ones for the unused decoder that Whisper's file also contains."""
     torch.manual_seed(0)
     whisper = WhisperModel(WhisperConfig(**dimensions.whisper_config()))
     whisper.encoder.load_state_dict(encoder.encoder.state_dict())

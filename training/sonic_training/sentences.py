@@ -1,7 +1,8 @@
-"""Who says what in the speech corpus: voices, texts, and which of both training never hears.
+"""Voices and texts of the speech corpus, and which of them are held out from training.
 
-The texts were written for this project and are free to use. They vary in what moves a mouth: closed lips
-(p, b, m), rounded and spread vowels, numbers, questions, enumerations, one word or a whole period.
+The texts were written for this project and are free to use. They cover what moves a mouth in different
+ways: closed lips (p, b, m), rounded and spread vowels, numbers, questions, enumerations, single words and
+long sentences.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy as np
 from sonic.errors import InputError
 
 Split = Literal["train", "held_out"]
-#: Utterances of a whole corpus.
+#: Default number of utterances of each split.
 COUNTS = {"train": 400, "held_out": 60}
 SPEED_LIMITS = (0.7, 1.45)
 PITCH_LIMITS = (25, 75)
 
-#: No training voice speaks these: every text of theirs is held out.
+#: No training voice speaks these languages: all of their texts are held out.
 HELD_OUT_LANGUAGES = frozenset({"pl"})
-_EVERY = 4  # elsewhere, each fourth text is held out
+_HELD_OUT_EVERY = 4  # in the other languages, every fourth text is held out
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "en": (
@@ -158,7 +159,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "Być może jutro, być może nigdy.",
         "Wieczorem wiatr ucichł i nad wodą pojawiła się mgła.",
     ),
-    # In Pinyin: espeak-ng 1.51 reads Chinese characters with English sounds.
+    # In Pinyin, as espeak-ng 1.51 reads Chinese characters with English phonemes.
     "cmn": (
         "nǐ hǎo, hěn gāoxìng rènshi nǐ.",
         "jīntiān tiānqì hěn hǎo, wǒmen qù gōngyuán ba.",
@@ -173,36 +174,36 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 
 
 def sentences(language: str, held_out: bool) -> tuple[str, ...]:
-    """The texts of one language that training may hear, or those that it never hears.
+    """The training texts or the held-out texts of a language.
 
     Args:
         language: a key of `SENTENCES`, such as "en".
-        held_out: every fourth text, and every text of a held-out language; otherwise the others, which
-            are none for a held-out language.
+        held_out: True for the held-out texts: every fourth one, or all in a held-out language. False for
+            the training texts: the remaining ones, or none in a held-out language.
 
     Raises:
         InputError: there are no texts in this language.
     """
     if language not in SENTENCES:
         raise InputError(f"there are no sentences in {language!r}; there are some in {sorted(SENTENCES)}")
-    whole = language in HELD_OUT_LANGUAGES
+    all_held_out = language in HELD_OUT_LANGUAGES
     return tuple(
         text
         for index, text in enumerate(SENTENCES[language])
-        if (whole or index % _EVERY == _EVERY - 1) == held_out
+        if (all_held_out or index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1) == held_out
     )
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice of a synthesizer.
+    """A voice of a speech synthesizer.
 
     Attributes:
-        name: unique.
-        synthesizer: "espeak-ng" or "flite", the program's name.
-        language: key of `sentences.SENTENCES`.
-        arguments: those of the program that choose the voice.
-        held_out: training never hears it.
+        name: unique name.
+        synthesizer: the program's name, "espeak-ng" or "flite".
+        language: a key of `SENTENCES`.
+        arguments: the program's arguments that select the voice.
+        held_out: whether the voice is held out from training.
     """
 
     name: str
@@ -220,8 +221,8 @@ def _flite(name: str, held_out: bool = False) -> Voice:
     return Voice(f"flite-{name}", "flite", "en", ("-voice", name), held_out)
 
 
-# espeak-ng's f variants are female and its others male, as are all of flite's but slt. flite's rms is a
-# recorded voice whose pitch stays as it is.
+# The f variants of espeak-ng and flite's slt are female, all others male. flite's rms is a recorded voice
+# that ignores the pitch.
 VOICES: tuple[Voice, ...] = (
     _flite("kal"),
     _flite("awb"),
@@ -254,7 +255,7 @@ VOICES: tuple[Voice, ...] = (
 
 
 def voices(split: Split) -> tuple[Voice, ...]:
-    """The voices of one split.
+    """The voices of a split.
 
     Raises:
         InputError: the split is neither "train" nor "held_out".
@@ -266,12 +267,12 @@ def voices(split: Split) -> tuple[Voice, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to make one utterance; `name` follows from the rest, so equal plans share a file.
+    """How one utterance is synthesized.
 
     Attributes:
-        voice: a voice's name.
-        text: what it says.
-        speed, pitch: as in `synthesize`.
+        voice: the voice's name.
+        text: what is said.
+        speed, pitch: as in `sonic_training.speech.synthesize`.
     """
 
     voice: str
@@ -281,18 +282,23 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the utterance's file; it follows from the other attributes, so equal plans share a file."""
         digest = hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=6).hexdigest()
         return f"{self.voice}-{digest}.wav"
 
 
 def plan_corpus(split: Split, count: int | None = None, seed: int = 0) -> list[Plan]:
-    """What a corpus consists of: the voices in turn, each going through its texts in random order.
+    """Plan the utterances of a corpus: the voices take turns, and each speaks its texts in random order.
 
-    A longer corpus begins with the shorter one's utterances.
+    With the same seed, a longer corpus begins with the utterances of a shorter one.
+
+    Args:
+        split: "train" or "held_out".
+        count: number of utterances; that of `COUNTS` by default.
+        seed: of order, speeds and pitches.
 
     Raises:
-        InputError: an unknown split, or a count below one.
+        InputError: the split is unknown, or the count is below one.
     """
     chosen = voices(split)
     count = COUNTS[split] if count is None else count
@@ -300,12 +306,12 @@ def plan_corpus(split: Split, count: int | None = None, seed: int = 0) -> list[P
         raise InputError(f"the corpus should have {count} utterances, but at least one is needed")
     plans = []
     for index in range(count):
-        turn, place = divmod(index, len(chosen))
-        voice = chosen[place]
+        turn, voice_index = divmod(index, len(chosen))
+        voice = chosen[voice_index]
         texts = sentences(voice.language, voice.held_out)
         cycle, position = divmod(turn, len(texts))
-        order = np.random.default_rng([seed, place, cycle]).permutation(len(texts))
-        generator = np.random.default_rng([seed, place, cycle, position])
+        order = np.random.default_rng([seed, voice_index, cycle]).permutation(len(texts))
+        generator = np.random.default_rng([seed, voice_index, cycle, position])
         speed = float(np.exp(generator.uniform(*np.log(SPEED_LIMITS))))
         pitch = int(generator.integers(PITCH_LIMITS[0], PITCH_LIMITS[1] + 1))
         plans.append(Plan(voice.name, texts[order[position]], round(speed, 3), pitch))

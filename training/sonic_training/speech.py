@@ -1,8 +1,9 @@
-"""Speech for training: utterances of synthesized voices, and clips mixed from them.
+"""Speech for training: a corpus of synthesized utterances, and clips mixed from them.
 
-espeak-ng and flite speak; nothing is downloaded. Held out are whole voices, one whole language and, in
-every language, a quarter of the texts. A clip comes in two versions, `clean` to draw the mouth from and
-`heard`, with noise and coloured, for the model: it learns to move the mouth for the voice alone.
+The utterances are synthesized with espeak-ng and flite; nothing is downloaded. Whole voices, one whole
+language and a quarter of the texts of every other language are held out. Each clip has two versions:
+`clean`, from which the mouth is drawn, and `heard`, with noise and equalisation, which is the model's
+input; so the model learns to move the mouth for the voice alone.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from sonic_training.sentences import VOICES, Split, Voice, plan_corpus
 SAMPLE_RATE_HZ = 16_000
 PACKAGES = "apt-get install espeak-ng flite"
 UTTERANCE_SECONDS = (1.0, 6.0)
-#: RMS of what is louder than silence, the same for all voices.
+#: RMS level of the active frames of an utterance (`active_rms`), the same for all voices.
 LEVEL_DBFS = -20.0
 
 _INDEX = "utterances.json"
 _FULL_SCALE = 32_768
-_WORDS_A_MINUTE = 165
+_WORDS_PER_MINUTE = 165
 _TIMEOUT_SECONDS = 60
-_EDGE_SECONDS = 0.03  # of silence kept before and after an utterance
-_FRAME = SAMPLE_RATE_HZ // 100
-_ACTIVE_DB = -40.0  # frames this far below the loudest count as silence
+_EDGE_SECONDS = 0.03  # silence that is kept before and after an utterance
+_FRAME_SAMPLES = SAMPLE_RATE_HZ // 100
+_ACTIVE_DB = -40.0  # frames further below the loudest one count as silence
 _SILENT_SHARE, _QUIET_EDGE_SHARE, _NOISY_SHARE, _TILTED_SHARE = 0.05, 0.15, 0.6, 0.2
 _LONGEST_PAUSE_SECONDS = 1.2
 _GAIN_LIMITS_DB = (-14.0, 3.0)
@@ -46,23 +47,23 @@ _NOISES = ("white", "pink", "babble")
 
 
 def synthesize(text: str, voice: Voice, speed: float = 1.0, pitch: int = 50) -> np.ndarray:
-    """Let a voice say a text.
+    """Synthesize a text with a voice.
 
-    The same arguments give the same samples. 30 ms of silence stay at either end; the voiced part has an
-    RMS of `LEVEL_DBFS`, less where the peaks would exceed 0.95.
+    The same arguments give the same samples. 30 ms of silence are kept at both ends; the active part has an
+    RMS of `LEVEL_DBFS`, or less if the peaks would exceed 0.95.
 
     Args:
         text: what to say, in the voice's language.
-        voice: one of `VOICES`, or one's own.
-        speed: 1 is the voice's own; 2 takes half as long. From 0.5 to 2.5.
-        pitch: 50 is the voice's own; 0 is lowest, 99 highest (about half and twice the frequency).
+        voice: one of `VOICES`, or another voice of espeak-ng or flite.
+        speed: relative to the voice's natural speed, 0.5 to 2.5; 2 takes half as long.
+        pitch: 0 (about half the natural frequency) to 99 (about twice); 50 is the natural pitch.
 
     Returns:
-        float32 (n,), mono, 16 kHz, full scale at -1 and 1.
+        float32 (n,), mono at 16 kHz, full scale at -1 and 1.
 
     Raises:
-        InputError: speed or pitch is outside its limits, the program is not installed, it fails, or what
-            it gives is silent.
+        InputError: speed or pitch is outside its limits, the program is not installed or fails, or its
+            output is silent.
     """
     if not 0.5 <= speed <= 2.5:
         raise InputError(f"the speed is {speed}, but should be from 0.5 to 2.5")
@@ -71,8 +72,8 @@ def synthesize(text: str, voice: Voice, speed: float = 1.0, pitch: int = 50) -> 
     with tempfile.TemporaryDirectory(prefix="sonic-speech-") as folder:
         path = Path(folder) / "speech.wav"
         if voice.synthesizer == "espeak-ng":
-            # -b 1: UTF-8, whatever the locale. By standard input, for a text may begin with "-".
-            rate = round(_WORDS_A_MINUTE * speed)
+            # -b 1: UTF-8, regardless of the locale. On standard input, as a text may begin with "-".
+            rate = round(_WORDS_PER_MINUTE * speed)
             arguments = ["-b", "1", "-s", str(rate), "-p", str(pitch), "-w", str(path), "--stdin"]
         else:
             features = (f"duration_stretch={1 / speed:.4f}", f"f0_shift={2 ** ((pitch - 50) / 50):.4f}")
@@ -93,31 +94,42 @@ def synthesize(text: str, voice: Voice, speed: float = 1.0, pitch: int = 50) -> 
     resampled = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ").astype(np.float32)
     active = _active(resampled)
     if not active.any():
-        raise InputError(f"{voice.synthesizer} speaks as {voice.name}, but what it says is silent: {text!r}")
+        raise InputError(
+            f"the speech of {voice.synthesizer} as {voice.name} is silent; give a text that it can speak "
+            f"instead of {text!r}"
+        )
     frames = np.flatnonzero(active)
     edge = round(_EDGE_SECONDS * SAMPLE_RATE_HZ)
-    trimmed = resampled[max(frames[0] * _FRAME - edge, 0) : (frames[-1] + 1) * _FRAME + edge]
+    trimmed = resampled[max(frames[0] * _FRAME_SAMPLES - edge, 0) : (frames[-1] + 1) * _FRAME_SAMPLES + edge]
     gain = 10 ** (LEVEL_DBFS / 20) / active_rms(trimmed)
     return _faded(trimmed * np.float32(min(gain, 0.95 / np.abs(trimmed).max())))
 
 
 def active_rms(samples: np.ndarray) -> float:
-    """RMS of a float (n,) signal's 10 ms frames, without those 40 dB below its loudest; 0 for silence."""
+    """RMS of the active part of a signal: its 10 ms frames at most 40 dB below the loudest one.
+
+    Args:
+        samples: float (n,), 16 kHz.
+
+    Returns:
+        The RMS; 0 for silence.
+    """
     active = _active(samples)
-    frames = samples[: len(active) * _FRAME].reshape(-1, _FRAME)[active]
+    frames = samples[: len(active) * _FRAME_SAMPLES].reshape(-1, _FRAME_SAMPLES)[active]
     return float(np.sqrt(np.mean(frames.astype(np.float64) ** 2))) if len(frames) else 0.0
 
 
 def _active(samples: np.ndarray) -> np.ndarray:
-    """bool (n // 160,): which 10 ms frames hold more than silence."""
-    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME).astype(np.float64)
+    """bool (n // 160,): which 10 ms frames are louder than silence."""
+    count = len(samples) // _FRAME_SAMPLES
+    frames = samples[: count * _FRAME_SAMPLES].reshape(-1, _FRAME_SAMPLES).astype(np.float64)
     power = np.mean(frames**2, axis=1)
     silence = 10 ** (SILENCE_PEAK_DBFS / 10)
     return power > max(power.max(initial=0.0) * 10 ** (_ACTIVE_DB / 10), silence)
 
 
 def _faded(samples: np.ndarray, fade_samples: int = 80) -> np.ndarray:
-    """A copy whose ends rise and fall within 5 ms, so that no cut clicks."""
+    """A copy that fades in and out within 5 ms, so that cuts do not click."""
     count = min(fade_samples, len(samples) // 2)
     ramp = np.linspace(0, 1, count, endpoint=False, dtype=np.float32)
     faded = samples.astype(np.float32)
@@ -133,35 +145,36 @@ def build_corpus(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the utterances of a split as 16 kHz mono WAV files and the index `utterances.json`.
+    """Write the utterances of a split as mono WAV files at 16 kHz, and the index `utterances.json`.
 
-    The same arguments (and synthesizers) give the same bytes. An interrupted call leaves only whole
-    files, and the next one makes those that are missing; the index comes last. Files of other plans that
-    are already there stay, but are not in the index.
+    The same arguments and versions of the synthesizers give the same bytes. An interrupted call leaves only
+    complete files, and the next one synthesizes the missing ones; the index is written last. Other
+    utterances that are already in the folder are kept, but are not in the index.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it does not exist.
         split: "train" or "held_out".
-        count: of utterances; 400 and 60 by default.
-        seed: chooses order, speeds and pitches.
-        progress: called with the utterances done and their number, after each.
+        count: number of utterances; 400 for "train" and 60 for "held_out" by default.
+        seed: of order, speeds and pitches.
+        progress: called after each utterance with the number of finished utterances and the total.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: as `plan_corpus` and `synthesize`.
+        InputError: see `plan_corpus` and `synthesize`.
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
     plans = plan_corpus(split, count, seed)
-    table = {voice.name: voice for voice in VOICES}
+    voices_by_name = {voice.name: voice for voice in VOICES}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, plan in enumerate(plans, 1):
             path = folder / plan.name
             if not path.is_file():
-                write_wav(path, _fitting(plan.text, table[plan.voice], plan.speed, plan.pitch))
+                voice = voices_by_name[plan.voice]
+                write_wav(path, _synthesize_to_fit(plan.text, voice, plan.speed, plan.pitch))
             if progress is not None:
                 progress(number, len(plans))
         entries = [asdict(plan) | {"file": plan.name} for plan in plans]
@@ -172,11 +185,11 @@ def build_corpus(
     return folder
 
 
-def _fitting(text: str, voice: Voice, speed: float, pitch: int) -> np.ndarray:
-    """An utterance whose length is within `UTTERANCE_SECONDS`: if need be, faster or slower than asked."""
+def _synthesize_to_fit(text: str, voice: Voice, speed: float, pitch: int) -> np.ndarray:
+    """Synthesize an utterance whose length is within `UTTERANCE_SECONDS`, if necessary at another speed."""
     shortest, longest = (round(seconds * SAMPLE_RATE_HZ) for seconds in UTTERANCE_SECONDS)
     samples = synthesize(text, voice, speed, pitch)
-    for _ in range(2):  # lengths do not follow the speed exactly
+    for _ in range(2):  # the length is not exactly proportional to the speed
         if shortest <= len(samples) <= longest:
             return samples
         wanted = 1.1 * shortest if len(samples) < shortest else 0.95 * longest
@@ -184,12 +197,16 @@ def _fitting(text: str, voice: Voice, speed: float, pitch: int) -> np.ndarray:
         samples = synthesize(text, voice, speed, pitch)
     if len(samples) > longest:
         return _faded(samples[:longest])
-    # "Hello?" stays short however slowly it is said.
+    # "Hello?" stays too short at any speed.
     return np.pad(samples, (0, max(shortest - len(samples), 0)))
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Write float32 (n,) at 16 kHz as a mono 16-bit file, whole or not at all."""
+    """Write float32 (n,) at 16 kHz as a mono 16-bit WAV file, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
 
     def write(partial: Path) -> None:
         with wave.open(str(partial), "wb") as file:
@@ -200,7 +217,7 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
 
 
 def _read_wav(path: Path) -> tuple[np.ndarray, int]:
-    """float32 (n,) and the rate in Hz of a mono 16-bit file."""
+    """Samples, float32 (n,), and sample rate in Hz of a mono 16-bit WAV file."""
     try:
         with wave.open(str(path)) as file:
             if (file.getnchannels(), file.getsampwidth()) != (1, 2):
@@ -215,12 +232,12 @@ def _read_wav(path: Path) -> tuple[np.ndarray, int]:
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """One text said by one voice.
+    """One text spoken by one voice.
 
     Attributes:
         voice: the voice's name.
         text: what is said.
-        samples: int16 (n,), mono, 16 kHz.
+        samples: int16 (n,), mono at 16 kHz.
     """
 
     voice: str
@@ -230,17 +247,17 @@ class Utterance:
 
 @dataclass(frozen=True, eq=False)
 class SpeechClip:
-    """A stretch of speech and pauses.
+    """Speech with pauses.
 
     Attributes:
-        clean: float32 (n,), 16 kHz, below full scale: the voice alone, which moves the mouth.
-        heard: float32 (n,), in step with `clean`: with noise and coloured, which the model hears.
-        voice: the only speaker's name; None where nobody speaks.
-        gain_db: what both were amplified by.
-        noise: "white", "pink" or "babble"; None where there is none.
-        signal_to_noise_db: level of the speech, or of speech if there were any, above the noise; None
-            without noise.
-        tilt_db_per_octave: of the equaliser between 100 Hz and 8 kHz; 0 without it.
+        clean: float32 (n,), mono at 16 kHz, below full scale: the voice alone, which moves the mouth.
+        heard: float32 (n,), aligned with `clean`: with noise and equalisation, the model's input.
+        voice: name of the speaking voice; None if nobody speaks.
+        gain_db: gain of both versions.
+        noise: "white", "pink" or "babble"; None without noise.
+        signal_to_noise_db: level of the speech relative to the noise; in a clip without speech, of
+            utterances at their usual level. None without noise.
+        tilt_db_per_octave: slope of the equaliser between 100 Hz and 8 kHz; 0 without equaliser.
     """
 
     clean: np.ndarray
@@ -253,17 +270,17 @@ class SpeechClip:
 
 
 class Corpus:
-    """The utterances that `build_corpus` wrote, in memory (2 MB a minute).
+    """The utterances that `build_corpus` wrote, in memory (2 MB per minute).
 
     Attributes:
-        utterances: as the index lists them.
+        utterances: in the order of the index.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Read a folder.
+        """Read the utterances of a folder.
 
         Raises:
-            InputError: there is no index, or it or a file that it names is missing or damaged.
+            InputError: the index or a file that it names is missing or damaged.
         """
         index = Path(folder) / _INDEX
         try:
@@ -285,22 +302,22 @@ class Corpus:
             self._by_voice.setdefault(utterance.voice, []).append(utterance.samples)
 
     def clip(self, generator: np.random.Generator, seconds: float) -> SpeechClip:
-        """Mix a new clip; the same state of the generator gives the same clip.
+        """Mix a random clip; the same state of the generator gives the same clip.
 
-        One voice says utterances with pauses of up to 1.2 s; the first and the last may be cut. 15 % of
-        the clips longer than 0.9 s begin or end with more than half a second of silence, 5 % hold no
-        voice at all. 60 % get noise 15 to 60 dB below the speech, 20 % a gentle equaliser, all a gain of
-        -14 to 3 dB, less where the peaks would exceed 0.99.
+        One voice speaks utterances with pauses of up to 1.2 s; the first and the last one may be cut off.
+        15 % of the clips longer than 0.9 s begin or end with more than half a second of silence, and 5 %
+        have no voice at all. 60 % get noise 15 to 60 dB below the speech, 20 % a gentle equaliser, and all
+        a gain of -14 to 3 dB, or less if the peaks would exceed 0.99.
 
         Args:
-            generator: all chance comes from here.
-            seconds: length, which becomes a whole number of samples; from 0.1 to 600.
+            generator: the only source of randomness.
+            seconds: length, 0.1 to 600; rounded to a whole number of samples.
 
         Raises:
             InputError: the length is outside its limits.
         """
         if not 0.1 <= seconds <= 600:
-            raise InputError(f"a clip should last {seconds} s, but 0.1 to 600 s are possible")
+            raise InputError(f"a clip of {seconds} s cannot be mixed; its length should be 0.1 to 600 s")
         length = round(seconds * SAMPLE_RATE_HZ)
         clean: np.ndarray = np.zeros(length, np.float32)
         voice = None
@@ -309,7 +326,7 @@ class Corpus:
             voice = list(self._by_voice)[generator.integers(len(self._by_voice))]
             longest_quiet = min(1.5, 0.6 * seconds)
             if kind < _SILENT_SHARE + _QUIET_EDGE_SHARE and longest_quiet > 0.55:
-                # The utterances themselves bring 30 ms of silence more.
+                # The utterances add 30 ms of silence.
                 quiet = round(generator.uniform(0.5, longest_quiet) * SAMPLE_RATE_HZ)
                 if generator.random() < 0.5:
                     clean[quiet:] = self._speech(generator, voice, length - quiet, "start")
@@ -334,18 +351,22 @@ class Corpus:
         return SpeechClip(clean * gain, heard * gain, voice, gain_db, noise, ratio_db, tilt)
 
     def _speech(self, generator: np.random.Generator, voice: str, length: int, whole: str) -> np.ndarray:
-        """float32 (length,) of one voice; `whole` ("start", "end") is where an utterance is not cut."""
+        """Speech and pauses of one voice, float32 (length,).
+
+        `whole` is the end of the clip where utterances are not cut off: "start", "end", or "anywhere" for
+        neither.
+        """
         choices = self._by_voice[voice]
         parts: list[np.ndarray] = []
         missing = length
         while missing > 0:
-            said = choices[generator.integers(len(choices))]
+            utterance = choices[generator.integers(len(choices))]
             if whole == "anywhere" and not parts and generator.random() < 0.7:
-                said = said[generator.integers(len(said) * 7 // 10) :]
-            part = said[-missing:] if whole == "end" else said[:missing]
+                utterance = utterance[generator.integers(len(utterance) * 7 // 10) :]
+            part = utterance[-missing:] if whole == "end" else utterance[:missing]
             parts.append(_faded(part.astype(np.float32) / _FULL_SCALE))
             missing -= len(part)
-            # A clip that is not meant to ends neither in a long silence nor in a scrap of speech.
+            # Avoids an unintended long silence or a scrap of speech at the end.
             longest = min(_LONGEST_PAUSE_SECONDS * SAMPLE_RATE_HZ, missing - 0.3 * SAMPLE_RATE_HZ)
             pause = missing if missing <= 0.45 * SAMPLE_RATE_HZ else round(generator.uniform(0, longest))
             parts.append(np.zeros(pause, np.float32))
@@ -353,12 +374,12 @@ class Corpus:
         return np.concatenate(parts[::-1] if whole == "end" else parts)
 
     def _noise(self, generator: np.random.Generator, noise: str, length: int) -> np.ndarray:
-        """float32 (length,) with an RMS of 1."""
+        """Noise with an RMS of 1, float32 (length,)."""
         if noise == "babble":
             signal = np.zeros(length)
             for _ in range(generator.integers(4, 8)):
-                said = self.utterances[generator.integers(len(self.utterances))].samples
-                signal += np.resize(np.roll(said, generator.integers(len(said))), length)
+                samples = self.utterances[generator.integers(len(self.utterances))].samples
+                signal += np.resize(np.roll(samples, generator.integers(len(samples))), length)
         else:
             signal = generator.standard_normal(length)
             if noise == "pink":
@@ -376,7 +397,7 @@ def _read_utterance(path: Path) -> np.ndarray:
 
 
 def _tilted(samples: np.ndarray, tilt_db_per_octave: float) -> np.ndarray:
-    """float32 (n,) through an equaliser whose gain is 1 at 1 kHz and flat outside 100 Hz to 8 kHz."""
+    """Apply an equaliser with gain 1 at 1 kHz, a constant slope from 100 Hz to 8 kHz, and flat beyond."""
     frequencies_hz = np.clip(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ), 100, 8_000)
     gain = 10 ** (tilt_db_per_octave * np.log2(frequencies_hz / 1_000) / 20)
     return np.fft.irfft(np.fft.rfft(samples) * gain, len(samples)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, cosine schedule, averaged weights, checkpoints to go on from."""
+"""The training loop of all submodels: AdamW, a cosine schedule, averaged weights and resumable state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from sonic.storage.files import replace_file
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How one part is trained; `steps` optimizer steps in all."""
+    """How one submodel is trained.
+
+    Attributes:
+        steps: total number of optimizer steps.
+        learning_rate: the peak, reached after `warm_up_steps`.
+        final_learning_rate: at the end of the cosine schedule.
+        warm_up_steps: steps of linear warm-up.
+        weight_decay: AdamW's, for weights with at least two axes.
+        gradient_clip: maximum norm of the gradient.
+        average_decay: of the exponential moving average of the weights, which is the result.
+        save_every_steps: steps between two saves of the state.
+        bfloat16: whether the loss is computed under bfloat16 autocast.
+    """
 
     steps: int
     learning_rate: float = 1e-3
@@ -26,7 +38,7 @@ class TrainingOptions:
     warm_up_steps: int = 100
     weight_decay: float = 1e-3
     gradient_clip: float = 1.0
-    average_decay: float = 0.998  # of the exponential moving average that is kept as the result
+    average_decay: float = 0.998
     save_every_steps: int = 200
     bfloat16: bool = False  # PyTorch 2.13 aborts in the backward pass of some convolutions on CPUs with AMX
 
@@ -38,17 +50,17 @@ def train(
     folder: Path,
     options: TrainingOptions,
 ) -> nn.Module:
-    """Train `module` and leave it with the averaged weights of the last step.
+    """Train `module` in place; at the end it has the averaged weights.
 
-    A run that is stopped goes on from its last saved step; a finished one only loads its result.
-    Everything random in `loss` should come from generators seeded by the step, so that the data do
-    not depend on where a run was interrupted.
+    An interrupted run resumes from its last saved step; a finished one only loads its result. All
+    randomness in `loss` should come from generators seeded by the step, so that the data do not depend on
+    where a run was interrupted.
 
     Args:
-        name: of the files `<name>.state.pt`, `<name>.log.jsonl` in `folder`.
-        module: what is trained, in place, on the CPU or where its parameters are.
-        loss: called with the step; its "loss" is minimised, all values are logged.
-        folder: where the state is kept.
+        name: of the files `<name>.state.pt` and `<name>.log.jsonl` in `folder`.
+        module: trained on the device of its parameters.
+        loss: called with the step; its value "loss" is minimised, and all of its values are logged.
+        folder: where state and log are kept.
         options: the schedule.
 
     Returns:
@@ -59,7 +71,7 @@ def train(
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        _groups(module, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.99)
+        _parameter_groups(module, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.99)
     )
     average = [p.detach().clone() for p in parameters]
     first = 0
@@ -70,11 +82,11 @@ def train(
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             average = state["average"]
-        else:  # packed: the averaged weights alone
+        else:  # packed: only the averaged weights
             average = [p.detach().clone() for p in parameters]
     module.train()
     device_type = parameters[0].device.type
-    seen: dict[str, list[float]] = {}
+    logged: dict[str, list[float]] = {}
     started = time.monotonic()
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
@@ -89,29 +101,33 @@ def train(
         with torch.no_grad():
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
         for key, value in values.items():
-            seen.setdefault(key, []).append(float(value.detach()))
+            logged.setdefault(key, []).append(float(value.detach()))
         if (step + 1) % options.save_every_steps == 0 or step + 1 == options.steps:
-            means = {key: round(sum(values) / len(values), 6) for key, values in seen.items()}
-            seconds = round((time.monotonic() - started) / len(seen["loss"]), 3)
+            means = {key: round(sum(values) / len(values), 6) for key, values in logged.items()}
+            seconds = round((time.monotonic() - started) / len(logged["loss"]), 3)
             with open(log_path, "a") as log:
-                log.write(json.dumps({"step": step + 1, **means, "seconds_a_step": seconds}) + "\n")
-            print(f"{name}: step {step + 1} of {options.steps}, {means}, {seconds} s a step", flush=True)
+                log.write(json.dumps({"step": step + 1, **means, "seconds_per_step": seconds}) + "\n")
+            print(f"{name}: step {step + 1} of {options.steps}, {means}, {seconds} s per step", flush=True)
             save_atomically(
                 {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
                  "average": average, "names": names, "step": step + 1},
                 state_path,
             )  # fmt: skip
-            seen, started = {}, time.monotonic()
+            logged, started = {}, time.monotonic()
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), average)  # type: ignore[arg-type]
     return module.eval()
 
 
 def pack(source: Path, target: Path) -> None:
-    """Copy the state of every part without what only the optimizer needs, weights as float16.
+    """Copy the saved state of every submodel without the optimizer's state, with weights in float16.
 
-    A finished part is the same afterwards, to the precision of the checkpoint; an unfinished one goes
-    on from its averaged weights with an optimizer that has to find its step sizes again.
+    A finished submodel stays the same up to the precision of the checkpoint; an unfinished one resumes
+    from its averaged weights with a fresh optimizer.
+
+    Args:
+        source: folder with `<name>.state.pt` files of `train`.
+        target: folder for the smaller copies.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("*.state.pt")):
@@ -133,12 +149,16 @@ def learning_rate(step: int, options: TrainingOptions) -> float:
 
 
 def save_atomically(values: object, path: Path) -> None:
-    """`torch.save`, complete or not at all."""
+    """`torch.save` to a file that is replaced atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     replace_file(path, lambda partial: torch.save(values, partial))
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms and biases are not decayed."""
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: no weight decay for norms and biases."""
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     other = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     return [

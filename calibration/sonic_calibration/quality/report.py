@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -68,7 +67,7 @@ class QualityReport:
     identity: Identity | None
     difference: VideoDifference | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The report as a dictionary for JSON; metrics that were not measured are None."""
         return asdict(self) | {"face_box": list(self.face_box)}
 
