@@ -1,10 +1,12 @@
 """Talking-head video from one portrait and one recording, on a CPU, without PyTorch.
 
-import sonic
+Example:
 
-model = sonic.load_model("sonic-base")
-video = model.generate(image="portrait.jpg", audio="speech.wav")
-sonic.save_video(video, "output.mp4")
+    import sonic
+
+    model = sonic.load_model("sonic-base")
+    video = model.generate(image="portrait.jpg", audio="speech.wav")
+    sonic.save_video(video, "output.mp4")
 """
 
 import os

@@ -23,6 +23,10 @@ class OutputError(SonicError):
     """A result that cannot be written where it was asked for."""
 
 
+class GenerationCancelled(SonicError):
+    """A generation that was cancelled by the event that it was given; it left nothing behind."""
+
+
 class SonicWarning(UserWarning):
     """Something the user may want to know about an input; the result is as documented."""
 

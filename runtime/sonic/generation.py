@@ -1,46 +1,45 @@
 """One clip on its way from a portrait and a recording to a video.
 
-    with Generation(engine, request, progress) as clip:
-        clip.prepare()
+    with Generation(engine, request, progress) as generation:
+        clip = generation.prepare()
         denoise_clips(engine, [clip], progress)
-        video = clip.render()
+        video = clip.render(progress)
 
 Several clips can be denoised together; everything else happens clip by clip.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 from PIL import Image
 
-from sonic.diffusion import decoding as frame_stages
+from sonic.bundle.constants import Constants
+from sonic.diffusion import decoding
 from sonic.diffusion.conditioning import AudioConditioning, condition_on_audio, frame_count
 from sonic.diffusion.noise import check_noise, draw_frames, load_noise
 from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
-from sonic.engines.base import Submodels
+from sonic.engines.base import Engine
 from sonic.errors import InputError
-from sonic.host import available_bytes
 from sonic.media.audio import Sound, load_sound, mono_samples
 from sonic.media.face import Face, detect_faces
 from sonic.media.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
-from sonic.media.portrait import Portrait, frame_portrait, load_portrait, resize_mask
+from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture, resize_mask
 from sonic.media.video import Video, VideoStream
-from sonic.memory import peak_memory
+from sonic.memory import check_memory
 from sonic.options import BALANCED, GenerationOptions, RunOptions
-from sonic.plan import ClipSize
+from sonic.plan import ClipPlan, ClipSize, plan_clip
 from sonic.progress import Progress
+from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
 from sonic.storage.prefetch import run_ahead
 from sonic.storage.spool import ArraySpool
 
-PathLike = str | os.PathLike[str]
 _FRAMES_AHEAD = 4
 
 
@@ -50,7 +49,7 @@ class ClipRequest:
 
     Attributes:
         image, audio: the portrait and the recording.
-        options: resolved.
+        options: resolved with the bundle's constants.
         noise: a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
         dump: a folder for intermediate results, or None.
         face_box: x1, y1, x2, y2 in the portrait's pixels, in place of what the detector finds.
@@ -64,8 +63,96 @@ class ClipRequest:
     face_box: tuple[float, float, float, float] | None = None
 
 
+@dataclass(frozen=True)
+class PreparedClip:
+    """A clip with everything that denoising needs; its latents become the video.
+
+    Attributes:
+        request: what was asked for.
+        plan: what is computed.
+        portrait: the picture made ready.
+        sound: the recording's part that is used.
+        conditioning: audio tokens and motion buckets of every frame.
+        sampler: the latents; they can be decoded once it has finished.
+        engine: runs the submodels.
+        dump: writes intermediate results, or None.
+        spool_directory: where long results go.
+    """
+
+    request: ClipRequest
+    plan: ClipPlan
+    portrait: Portrait
+    sound: Sound
+    conditioning: AudioConditioning
+    sampler: ClipSampler
+    engine: Engine
+    dump: DumpWriter | None
+    spool_directory: Path | None
+
+    def render(self, progress: Progress) -> Video:
+        """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound."""
+        portrait, sound, options = self.portrait, self.sound, self.request.options
+        rate_hz = self._constants.video.frame_rate_hz
+        spool = ArraySpool((portrait.height, portrait.width, 3), np.uint8, directory=self.spool_directory)
+        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
+        for frame in self._frames(progress):
+            spool.append(frame[None])
+            if meter is not None:
+                meter.update(frame)
+        if meter is not None:
+            sound = shift_sound(sound, sound_offset_frames(meter.signal, sound, rate_hz), rate_hz)
+        return Video(spool, rate_hz, sound)
+
+    @contextmanager
+    def stream(self, progress: Progress) -> Iterator[VideoStream]:
+        """The video of :meth:`render` for a ``with`` block; its frames are made as they are read, once.
+
+        So they can be encoded while the next ones are decoded. Lip-sync correction needs all frames
+        before it knows the sound; they are all made first then.
+        """
+        if self.request.options.lip_sync_correction:
+            video = self.render(progress)
+            assert video.sound is not None
+            sound, frames = video.sound, _with_progress(video, progress)
+        else:
+            sound, frames = self.sound, self._frames(progress)
+        with closing(frames):
+            shape = (self.plan.shown_frames, self.portrait.height, self.portrait.width, 3)
+            yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound)
+
+    @property
+    def _constants(self) -> Constants:
+        return self.engine.bundle.manifest.constants
+
+    def _frames(self, progress: Progress) -> Generator[np.ndarray, None, None]:
+        """Every frame of the video, uint8 (H, W, 3)."""
+        constants, latents, shown = self._constants.video, self.sampler.latents, self.plan.shown_frames
+        if self.dump is not None:
+            _dump_conditioning(self.dump, self.conditioning, latents)
+        with ExitStack() as stack:
+            decoder = stack.enter_context(self.engine.open("vae_decoder"))
+            interpolator = stack.enter_context(self.engine.open("frame_interpolator"))
+            advance = stack.enter_context(progress.stage("frames", shown))
+            pictures = decoding.decode(latents, decoder, constants)
+            if self.dump is not None:
+                dumped = (len(latents), self.portrait.height, self.portrait.width, 3)
+                append = stack.enter_context(self.dump.open_rows("frames", dumped, np.uint8))
+                pictures = _copied(pictures, append)
+            if constants.interpolation_factor == 2:
+                pictures = decoding.interpolate(pictures, interpolator)
+            # Inference goes on in its own thread while frames are smoothed, converted and used here.
+            ahead = run_ahead(pictures, _FRAMES_AHEAD)
+            stack.callback(ahead.close)
+            pictures = ahead
+            if self.request.options.smooth_motion:
+                pictures = decoding.smooth(pictures)
+            for picture in decoding.hold_last(pictures, shown):
+                yield decoding.quantize(picture)
+                advance()
+
+
 class Generation:
-    """The stages of one clip; a ``with`` block, at whose end the dump appears.
+    """Prepares one clip; a ``with`` block, at whose end the dump appears.
 
     Args:
         engine: runs the submodels.
@@ -75,16 +162,11 @@ class Generation:
             by default.
         run: how the submodels run.
         together: clips that are denoised at the same time, this one among them.
-
-    Attributes:
-        sampler: the clip's latents, once `prepare` is done.
     """
-
-    sampler: ClipSampler
 
     def __init__(
         self,
-        engine: Submodels,
+        engine: Engine,
         request: ClipRequest,
         progress: Progress,
         spool_directory: Path | None = None,
@@ -97,25 +179,20 @@ class Generation:
         self._progress = progress
         self._spool_directory = spool_directory
         self._stack = ExitStack()
-        self._writer: DumpWriter | None = None
 
     def __enter__(self) -> Generation:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-    @contextmanager
-    def leave_open(self) -> Iterator[Generation]:
-        """A ``with`` block that ends the clip only where it fails; another one has to end it."""
-        try:
-            yield self
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def prepare(self) -> None:
-        """Read both files, and compute everything that denoising is told about the clip.
+    def prepare(self) -> PreparedClip:
+        """Read both files, and compute the clip's plan and its conditioning.
 
         Raises:
             InputError: a file or the noise cannot be used, or the clip needs more memory than is free.
@@ -124,131 +201,59 @@ class Generation:
         """
         request, options = self._request, self._request.options
         picture = load_portrait(request.image)
-        self._sound = load_speech(request.audio, options)
-        if request.dump is not None:
-            self._writer = self._stack.enter_context(DumpWriter(request.dump))
-        self._portrait = self._prepare_portrait(picture)
-        self._check_memory()
-        samples = mono_samples(self._sound, self._constants.audio.sample_rate_hz)
-        noise = self._initial_noise(self._frame_count(samples))
-        condition = self._condition(samples)
-        assert options.steps is not None
-        self.sampler = ClipSampler(
-            noise, condition, options.steps, self._constants.sampler, self._run.branches_at_once,
-            self._spool_directory,
-        )  # fmt: skip
+        sound = load_speech(request.audio, options)
+        dump = None if request.dump is None else self._stack.enter_context(DumpWriter(request.dump))
+        portrait = self._prepare_portrait(picture)
+        samples = mono_samples(sound, self._constants.audio.sample_rate_hz)
+        plan = self._make_plan(portrait, sound, samples)
+        noise = self._initial_noise(plan)
+        conditioning, condition = self._condition(portrait, samples)
+        sampler = ClipSampler(
+            noise, condition, plan.denoising, self._constants.sampler, self._spool_directory
+        )
+        return PreparedClip(
+            request, plan, portrait, sound, conditioning, sampler, self._engine, dump, self._spool_directory
+        )
 
-    def render(self, progress: Progress | None = None) -> Video:
-        """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound.
-
-        `progress` shows it in place of the clip's own.
-        """
-        options, portrait, sound = self._request.options, self._portrait, self._sound
-        rate_hz = self._constants.video.frame_rate_hz
-        spool = ArraySpool((portrait.height, portrait.width, 3), np.uint8, directory=self._spool_directory)
-        meter = MouthMotionMeter(portrait.face_box) if options.lip_sync_correction else None
-        for frame in self._frames(progress or self._progress):
-            spool.append(frame[None])
-            if meter is not None:
-                meter.update(frame)
-        if meter is not None:
-            sound = shift_sound(sound, sound_offset_frames(meter.signal, sound, rate_hz), rate_hz)
-        return Video(spool, rate_hz, sound)
-
-    @contextmanager
-    def stream(self) -> Iterator[VideoStream]:
-        """The video of :meth:`render` for a ``with`` block; its frames are made as they are read, once.
-
-        So they can be encoded while the next ones are decoded. Lip-sync correction needs all frames
-        before it knows the sound; they are all made first then.
-        """
-        if self._request.options.lip_sync_correction:
-            video = self.render()
-            assert video.sound is not None
-            sound, frames = video.sound, _told(video, self._progress)
-        else:
-            sound, frames = self._sound, self._frames(self._progress)
-        with closing(frames):
-            shape = (self._frame_total, self._portrait.height, self._portrait.width, 3)
-            yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound)
-
-    @property
-    def _frame_total(self) -> int:
-        return max(1, round(self._sound.duration_seconds * self._constants.video.frame_rate_hz))
-
-    def _frames(self, progress: Progress) -> Generator[np.ndarray, None, None]:
-        """Every frame of the video, uint8 (H, W, 3)."""
-        constants, latents = self._constants.video, self.sampler.latents
-        if self._writer is not None:
-            _dump_conditioning(self._writer, self._conditioning, latents)
-        with ExitStack() as stack:
-            decoder = stack.enter_context(self._engine.open("vae_decoder"))
-            interpolator = stack.enter_context(self._engine.open("frame_interpolator"))
-            advance = stack.enter_context(progress.stage("frames", self._frame_total))
-            pictures = frame_stages.decode(latents, decoder, constants)
-            if self._writer is not None:
-                dumped = (len(latents), self._portrait.height, self._portrait.width, 3)
-                append = stack.enter_context(self._writer.open_rows("frames", dumped, np.uint8))
-                pictures = _copied(pictures, append)
-            if constants.interpolation_factor == 2:
-                pictures = frame_stages.interpolate(pictures, interpolator)
-            # Inference goes on in its own thread while frames are smoothed, converted and used here.
-            ahead = run_ahead(pictures, _FRAMES_AHEAD)
-            stack.callback(ahead.close)
-            pictures = ahead
-            if self._request.options.smooth_motion:
-                pictures = frame_stages.smooth(pictures)
-            for picture in frame_stages.hold_last(pictures, self._frame_total):
-                yield frame_stages.quantize(picture)
-                advance()
+    def _make_plan(self, portrait: Portrait, sound: Sound, samples: np.ndarray) -> ClipPlan:
+        steps, audio = self._request.options.inference_steps, self._constants.audio
+        assert steps is not None
+        frames = frame_count(len(samples), audio)
+        size = ClipSize(sound.duration_seconds, portrait.width, portrait.height, steps)
+        plan = plan_clip(self._constants, size, self._run, max(frames, 1))
+        check_memory(self._engine.bundle.manifest, plan, self._run, self._together)
+        if frames < 1:
+            shortest = audio.samples_per_frame / audio.sample_rate_hz
+            raise InputError(
+                f"the recording lasts {sound.duration_seconds:.3f} s, but one frame needs {shortest:g} s"
+            )
+        return plan
 
     def _prepare_portrait(self, picture: Image.Image) -> Portrait:
         constants, request = self._constants, self._request
         name, options = str(request.image), request.options
         if request.face_box is not None:
             known = [Face.at(request.face_box)]
-            return frame_portrait(
-                # In a crop of the picture the box has moved, which `frame_portrait` knows better.
-                picture, name, lambda image: known if image is picture else [], options, constants.portrait
-            )  # fmt: skip
+            return portrait_from_picture(
+                picture,
+                name,
+                # In a crop of the picture the box has moved, which `portrait_from_picture` knows better.
+                lambda image: known if image is picture else [],
+                options,
+                constants.portrait,
+            )
         with self._engine.open("face_detector") as detector:
 
             def detect(image: Image.Image) -> list[Face]:
                 return detect_faces(np.asarray(image), detector.run, constants.face)
 
-            return frame_portrait(picture, name, detect, options, constants.portrait)
+            return portrait_from_picture(picture, name, detect, options, constants.portrait)
 
-    def _check_memory(self) -> None:
-        """Refuse now what would be killed for its memory after hours."""
-        portrait, options = self._portrait, self._request.options
-        assert options.steps is not None
-        clip = ClipSize(self._sound.duration_seconds, portrait.width, portrait.height, options.steps)
-        stage, needed = peak_memory(self._engine.bundle.manifest, clip, self._run, self._together)
-        available = available_bytes()
-        if needed > available:
-            raise InputError(
-                f"this clip of {clip.seconds:.1f} s at {clip.width}x{clip.height} pixels needs about "
-                f"{needed / 1e9:.2f} GB of memory (in '{stage}'), but {available / 1e9:.2f} GB are free; "
-                "choose a lower resolution"
-                + ("" if self._run.memory == "low" else " or the memory mode 'low'")
-            )
-
-    def _frame_count(self, samples: np.ndarray) -> int:
-        audio = self._constants.audio
-        frames = frame_count(len(samples), audio)
-        if frames < 1:
-            shortest = audio.samples_per_frame / audio.sample_rate_hz
-            raise InputError(
-                f"the recording lasts {self._sound.duration_seconds:.3f} s, but one frame needs "
-                f"{shortest:g} s"
-            )
-        return frames
-
-    def _initial_noise(self, frames: int) -> Iterable[np.ndarray]:
+    def _initial_noise(self, plan: ClipPlan) -> Iterable[np.ndarray]:
         video, noise = self._constants.video, self._request.noise
         stride = video.latent_stride_pixels
-        height, width = self._portrait.height // stride, self._portrait.width // stride
-        shape = (frames, video.latent_channels, height, width)
+        height, width = plan.size.height // stride, plan.size.width // stride
+        shape = (plan.generated_frames, video.latent_channels, height, width)
         if noise is None:
             seed = self._request.options.seed
             assert seed is not None
@@ -257,8 +262,8 @@ class Generation:
         check_noise(array, name, shape)
         return array
 
-    def _condition(self, samples: np.ndarray) -> ClipCondition:
-        audio, portrait, options = self._constants.audio, self._portrait, self._request.options
+    def _condition(self, portrait: Portrait, samples: np.ndarray) -> tuple[AudioConditioning, ClipCondition]:
+        audio, options = self._constants.audio, self._request.options
         with self._progress.stage("portrait", 2) as advance:
             with self._engine.open("image_encoder") as image_encoder:
                 inputs = {"pixel_values": portrait.image_encoder_input}
@@ -269,7 +274,7 @@ class Generation:
             advance()
         windows = -(-len(samples) // audio.window_samples)
         with self._progress.stage("speech", windows) as advance:
-            conditioning = self._conditioning = condition_on_audio(
+            conditioning = condition_on_audio(
                 samples,
                 embedding,
                 self._engine.bundle.asset("mel_filters"),
@@ -279,11 +284,10 @@ class Generation:
                 self._spool_directory,
             )
         scales = np.array([options.dynamic_scale, options.dynamic_scale * options.motion_scale], np.float32)
-        unet = self._engine.bundle.manifest.submodels["unet"]
-        levels = sum(tensor.name.startswith("mask_") for tensor in unet.inputs)
         height, width = reference.shape[2:]
+        levels = self._engine.bundle.manifest.submodels["unet"].mask_levels
         masks = [resize_mask(portrait.face_mask, height >> level, width >> level) for level in range(levels)]
-        return ClipCondition(
+        condition = ClipCondition(
             reference_latent=reference[0],
             image_embedding=embedding[0],
             audio_tokens=conditioning.tokens,
@@ -291,16 +295,16 @@ class Generation:
             buckets=conditioning.buckets * scales,
             masks=masks,
         )
+        return conditioning, condition
 
 
 def denoise_clips(
-    engine: Submodels, clips: Sequence[Generation], progress: Progress, calls_at_once: int = 1
+    engine: Engine, clips: Sequence[PreparedClip], progress: Progress, calls_at_once: int = 1
 ) -> None:
-    """Denoise clips that are prepared; `calls_at_once` calls of the UNet run at the same time."""
-    samplers = [clip.sampler for clip in clips]
-    total = sum(sampler.window_count for sampler in samplers)
+    """Denoise clips; `calls_at_once` calls of the UNet run at the same time."""
+    total = sum(clip.plan.denoising.window_count for clip in clips)
     with engine.open("unet") as unet, progress.stage("denoising", total) as advance:
-        denoise_together(samplers, unet, calls_at_once, advance)
+        denoise_together([clip.sampler for clip in clips], unet, calls_at_once, advance)
 
 
 def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
@@ -309,8 +313,8 @@ def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
     Raises:
         InputError: the recording cannot be used, or is shorter than the duration asked for.
     """
-    sound = load_sound(path, maximum_seconds=options.duration_seconds)
-    wanted = options.duration_seconds
+    sound = load_sound(path, maximum_seconds=options.duration)
+    wanted = options.duration
     if wanted is not None and sound.duration_seconds + 1.5 / sound.sample_rate_hz < wanted:
         raise InputError(
             f"duration is {wanted:g} s, but {path} lasts {sound.duration_seconds:.3f} s; "
@@ -329,11 +333,11 @@ def _dump_conditioning(writer: DumpWriter, conditioning: AudioConditioning, late
 def _copied(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.ndarray]:
     """Pass pictures on, and write each as uint8."""
     for picture in pictures:
-        append(frame_stages.quantize(picture))
+        append(decoding.quantize(picture))
         yield picture
 
 
-def _told(video: Video, progress: Progress) -> Generator[np.ndarray, None, None]:
+def _with_progress(video: Video, progress: Progress) -> Generator[np.ndarray, None, None]:
     """A video's frames, with a bar for what is done with them."""
     with progress.stage("encoding", len(video)) as advance:
         for frame in video:

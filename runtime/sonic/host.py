@@ -1,22 +1,25 @@
-"""What the processor can do, as Linux tells it, and which of its cores this process uses."""
+"""The machine that this process runs on: instruction sets, processors, quotas, NUMA nodes and memory."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from sonic.errors import InputError
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own, version 2
 
 
 @cache
 def cpu_features() -> frozenset[str]:
     """Names of instruction set extensions, such as "asimddp" and "bf16" (aarch64) or "avx512f" (x86).
 
-    Empty where the system does not tell.
+    Empty where the system does not say.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -34,11 +37,34 @@ def has_bfloat16_products() -> bool:
     return platform.machine() in ("aarch64", "arm64") and "bf16" in cpu_features()
 
 
+def affinity() -> set[int] | None:
+    """The processors that this process may run on; None where the system has no such restriction."""
+    process = psutil.Process()
+    return set(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
+
+
+def affinity_count() -> int:
+    """How many processors this process may run on."""
+    return len(affinity() or ()) or os.cpu_count() or 1
+
+
+def cpu_count() -> int:
+    """Cores that this process may use: its affinity, or its control group's quota if that is less."""
+    cores = affinity_count()
+    try:
+        quota, period = (_CONTROL_GROUP / "cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups of version 2
+        pass
+    return cores
+
+
 def parse_processors(text: str) -> set[int]:
     """Numbers of processors from a list such as "0-31,64", as `taskset` and `numactl` take it.
 
     Raises:
-        InputError: it is no such list.
+        InputError: it is not such a list.
     """
     numbers: set[int] = set()
     for part in text.split(","):
@@ -55,37 +81,65 @@ def pin_to_processors(numbers: set[int]) -> None:
     Raises:
         InputError: this process may not use one of them, or the system cannot do it.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        raise InputError("only Linux can choose the processors of a process; leave the option out")
-    allowed = os.sched_getaffinity(0)
+    allowed = affinity()
+    if allowed is None:
+        raise InputError(f"{platform.system()} cannot choose the processors of a process; leave it out")
     missing = sorted(numbers - allowed)
     if missing:
         raise InputError(
             f"there is no processor {missing[0]} for this process; it may use {_ranges(sorted(allowed))}"
         )
-    os.sched_setaffinity(0, numbers)
+    psutil.Process().cpu_affinity(sorted(numbers))
 
 
 def numa_nodes(directory: Path = Path("/sys/devices/system/node")) -> list[set[int]]:
-    """The processors of each NUMA node that this process may use; none where the system does not tell."""
+    """The processors of each NUMA node that this process may use; none where the system does not say."""
+    allowed = affinity() or set()
     nodes = []
     for path in sorted(directory.glob("node[0-9]*/cpulist")):
         listed = path.read_text(encoding="ascii").strip()
-        nodes.append(parse_processors(listed) & os.sched_getaffinity(0) if listed else set())
+        nodes.append(parse_processors(listed) & allowed if listed else set())
     return [node for node in nodes if node]
 
 
 def stay_on_a_node(threads: int) -> None:
-    """Keep this process on one NUMA node if so many threads have processors of their own there.
+    """Keep this process on one NUMA node if that many threads have processors of their own there.
 
-    Spread over several, they would wait for each other and for memory of other nodes. The node is the one
-    that the process runs on already, so that several processes stay as the system has spread them.
+    Spread over several nodes, they would wait for each other and for memory of other nodes. The node is the
+    one that the process runs on already, so that several processes stay as the system has spread them.
     """
-    nodes = numa_nodes() if hasattr(os, "sched_setaffinity") else []
-    roomy = [node for node in nodes if len(node) >= threads]
-    if len(nodes) > 1 and roomy:
-        here = ctypes.CDLL(None).sched_getcpu()
-        pin_to_processors(next((node for node in roomy if here in node), roomy[0]))
+    nodes = numa_nodes()
+    large_enough = [node for node in nodes if len(node) >= threads]
+    if len(nodes) > 1 and large_enough:
+        here = psutil.Process().cpu_num()
+        pin_to_processors(next((node for node in large_enough if here in node), large_enough[0]))
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def total_bytes() -> int:
+    """Memory of the machine."""
+    return int(psutil.virtual_memory().total)
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: the machine's, or its control group's if that is less."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CONTROL_GROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CONTROL_GROUP / "memory.current").read_text(encoding="ascii"))
+        lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        counts = dict(line.split() for line in lines)
+        cached = int(counts["inactive_file"]) + int(counts["active_file"])  # given back when needed
+        if limit != "max":
+            available = min(available, int(limit) - used + cached)
+    except (OSError, ValueError, KeyError):  # no control groups of version 2
+        pass
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return available if soft == resource.RLIM_INFINITY else min(available, soft)
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -97,39 +151,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its control group's if that is less."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
-        cached = int(counts["inactive_file"]) + int(counts["active_file"])  # given back when needed
-        if limit != "max":
-            available = min(available, int(limit) - used + cached)
-    except (OSError, ValueError, KeyError):  # no control groups of version 2
-        pass
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return available if soft == resource.RLIM_INFINITY else min(available, soft)
-
-
-def affinity_count() -> int:
-    """Processors that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def cpu_count() -> int:
-    """Cores that this process may use: its affinity, or its control group's quota if that is less."""
-    cores = affinity_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control groups of version 2
-        pass
-    return cores

@@ -1,83 +1,136 @@
-"""What a user may ask of one generation, checked."""
+"""What a user may ask of one generation, and how its submodels run: each option is defined here, once."""
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal, get_args
 
 from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
-from sonic.errors import InputError
 from sonic.host import cpu_count
+from sonic.schema import Option, Validated, definitions
 
-_RESOLUTION_LIMITS_PIXELS = (64, 4096)
 
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """The options of :meth:`sonic.SonicModel.generate`; None means the bundle's or the input's own.
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(Validated):
+    """The options of one clip; None means the bundle's value, or the input's own.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is of another type, or out of its range.
     """
 
-    duration_seconds: float | None = None
-    resolution_pixels: int | None = None
-    steps: int | None = None
-    seed: int | None = None
-    dynamic_scale: float = 1.0
-    motion_scale: float = 1.0
-    expand_ratio: float | None = None
-    lip_sync_correction: bool = False
-    smooth_motion: bool = False
-
-    def __post_init__(self) -> None:
-        low, high = _RESOLUTION_LIMITS_PIXELS
-        _check("duration", self.duration_seconds, 0.1, math.inf, "seconds")
-        _check("resolution", self.resolution_pixels, low, high, "pixels of the short side", whole=True)
-        _check("steps", self.steps, 1, 1000, "denoising steps", whole=True)
-        _check("seed", self.seed, 0, 2**63 - 1, "", whole=True)
-        _check("dynamic_scale", self.dynamic_scale, 0.0, 10.0, "times the motion buckets")
-        _check("motion_scale", self.motion_scale, 0.0, 10.0, "times the expression bucket")
-        _check("expand_ratio", self.expand_ratio, 0.0, 10.0, "face sizes added on each side")
+    duration: Annotated[
+        float | None,
+        Option("Seconds of the recording to use", unit="seconds", minimum=0.1, default="all"),
+    ] = None
+    min_resolution: Annotated[
+        int | None,
+        Option(
+            "Short side of the video in pixels; each side becomes a multiple of 64",
+            unit="pixels of the short side",
+            minimum=64,
+            maximum=4096,
+            default="the bundle's",
+            name="resolution",
+            bundle_default=lambda constants: constants.portrait.default_resolution_pixels,
+        ),
+    ] = None
+    inference_steps: Annotated[
+        int | None,
+        Option(
+            "Denoising steps",
+            unit="denoising steps",
+            minimum=1,
+            maximum=1000,
+            default="the bundle's",
+            name="steps",
+            bundle_default=lambda constants: constants.sampler.steps,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Option(
+            "Seed of the initial noise; the same seed gives the same bytes",
+            minimum=0,
+            maximum=2**63 - 1,
+            default="the bundle's",
+            bundle_default=lambda constants: constants.sampler.seed,
+        ),
+    ] = None
+    dynamic_scale: Annotated[
+        float,
+        Option("Multiplies both motion buckets", unit="times the motion buckets", minimum=0, maximum=10),
+    ] = 1.0
+    motion_scale: Annotated[
+        float,
+        Option(
+            "Multiplies the expression bucket on top",
+            unit="times the expression bucket",
+            minimum=0,
+            maximum=10,
+        ),
+    ] = 1.0
+    expand_ratio: Annotated[
+        float | None,
+        Option(
+            "Crop to the face box, expanded by this many box sizes on each side and made square",
+            unit="face sizes added on each side",
+            minimum=0,
+            maximum=10,
+            default="no crop",
+        ),
+    ] = None
+    lip_sync_correction: Annotated[
+        bool,
+        Option("Shift the sound by up to two frames to fit the mouth"),
+    ] = False
+    smooth_motion: Annotated[
+        bool,
+        Option("Filter out jitter over time"),
+    ] = False
 
     def resolved(self, constants: Constants) -> GenerationOptions:
-        """The same options with the bundle's resolution, steps and seed where none was given."""
+        """The same options with the bundle's values where none was given."""
         return replace(
             self,
-            resolution_pixels=self.resolution_pixels or constants.portrait.default_resolution_pixels,
-            steps=self.steps or constants.sampler.steps,
-            seed=constants.sampler.seed if self.seed is None else self.seed,
+            **{
+                definition.field: definition.option.bundle_default(constants)
+                for definition in definitions(GenerationOptions)
+                if definition.option.bundle_default is not None and getattr(self, definition.field) is None
+            },
         )
 
 
-MEMORY_MODES = ("low", "balanced", "fast")
+MemoryMode = Literal["low", "balanced", "fast"]
+MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 
-@dataclass(frozen=True)
-class RunOptions:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Validated):
     """How submodels run; none of it changes what is asked for.
 
-    Attributes:
-        memory: "low" runs the guidance branches one after another, "balanced" as one batch; "fast" runs
-            branches and windows apart as "low" does, and as many of them at the same time as the cores
-            are enough for, each with `threads` threads, or one where that is None.
-        threads: threads for one operator; None lets the engine choose.
-        bfloat16: multiply float32 matrices in bfloat16, on aarch64 processors that can: faster, and no
-            longer equal to full precision.
+    With `memory` "low" the guidance branches run one after another, with "balanced" as one batch; "fast"
+    runs branches and windows apart as "low" does, and as many of them at the same time as the cores are
+    enough for, each with `threads` threads, or one where that is None.
 
     Raises:
-        InputError: a mode that does not exist, or no thread.
+        InputError: a value is of another type, or out of its range.
     """
 
-    memory: str = "balanced"
-    threads: int | None = None
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.memory not in MEMORY_MODES:
-            raise InputError(f"memory is {self.memory!r}, but should be one of {', '.join(MEMORY_MODES)}")
-        _check("threads", self.threads, 1, 1024, "", whole=True)
+    memory: Annotated[
+        MemoryMode,
+        Option("Guidance branches one by one, together, or all calls at once"),
+    ] = "balanced"
+    threads: Annotated[
+        int | None,
+        Option(
+            "Threads for one operator", unit="threads", minimum=1, maximum=1024, default="the engine chooses"
+        ),
+    ] = None
+    bfloat16: Annotated[
+        bool,
+        Option("Multiply float32 matrices in bfloat16, where aarch64 processors can: faster, less exact"),
+    ] = False
 
     @property
     def branches_at_once(self) -> int:
@@ -108,19 +161,6 @@ class RunOptions:
     def threads_at_once(self) -> int:
         """Threads of all calls at the same time."""
         return self.calls_at_once * (self.threads_of_a_call or cpu_count())
-
-
-def _check(
-    name: str, value: float | None, low: float, high: float, unit: str, *, whole: bool = False
-) -> None:
-    if value is None:
-        return
-    kind = "a whole number" if whole else "a number"
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not low <= value <= high:
-        bounds = f"of at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        wanted = f"{kind} {bounds} {unit}".rstrip()
-        raise InputError(f"{name} is {value!r}, but should be {wanted}")
 
 
 BALANCED = RunOptions()

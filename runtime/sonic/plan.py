@@ -1,68 +1,240 @@
-"""What a clip will do, as data."""
+"""What a clip will do, as data: the steps of its denoising, and every submodel's calls.
+
+    plan = plan_clip(manifest.constants, ClipSize(seconds=10.0, width=512, height=512, steps=25))
+    plan.denoising.steps[3].sigma
+    for stage in plan.stages:
+        for calls in stage.calls:
+            print(stage.name, calls.submodel, calls.sizes, calls.count)
+
+A generation makes its plan before it denoises and executes it; `sonic plan` prints it, and estimates, memory
+checks and progress count the same object.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from sonic.bundle.constants import Constants
-from sonic.diffusion.guidance import guidance_scales, needed_branches
-from sonic.diffusion.plan import window_indices
+from sonic.diffusion.plan import DenoisingPlan, plan_denoising
 from sonic.media.face import detector_size
-from sonic.options import BALANCED, RunOptions
+from sonic.media.portrait import output_size
+from sonic.options import BALANCED, GenerationOptions, RunOptions
 
 
 @dataclass(frozen=True)
 class ClipSize:
-    """How long and how large a clip is; pixels are multiples of 64."""
+    """How long and how large a clip is, and in how many steps it is denoised.
+
+    Attributes:
+        seconds: of speech.
+        width, height: of the video in pixels, multiples of 64.
+        steps: denoising steps.
+    """
 
     seconds: float
     width: int
     height: int
     steps: int
 
-    def generated_frames(self, constants: Constants) -> int:
-        """Frames that are denoised."""
-        return max(1, int(self.seconds * constants.video.generated_frame_rate_hz))
 
-    def shown_frames(self, constants: Constants) -> int:
-        """Frames of the video."""
-        return max(1, round(self.seconds * constants.video.frame_rate_hz))
+@dataclass(frozen=True)
+class SubmodelCalls:
+    """Calls of one submodel that have the same sizes.
+
+    Attributes:
+        submodel: its name.
+        sizes: of its dynamic axes.
+        count: how many calls.
+        independent: how many of them may run at the same time, as none needs another's result.
+    """
+
+    submodel: str
+    sizes: dict[str, int]
+    count: int
+    independent: int = 1
 
 
-def submodel_calls(
-    constants: Constants, clip: ClipSize, run: RunOptions = BALANCED
-) -> Iterator[tuple[str, dict[str, int], int]]:
-    """Every kind of call that a clip needs: submodel, sizes of its dynamic axes, how often."""
-    video, audio = constants.video, constants.audio
-    frames = clip.generated_frames(constants)
-    height, width = (side // video.latent_stride_pixels for side in (clip.height, clip.width))
-    picture = {"height": clip.height, "width": clip.width, "count": 1}
-    detector_height, detector_width = detector_size(clip.height, clip.width, constants.face)
-    yield "face_detector", {"height": detector_height, "width": detector_width}, 1
-    yield "image_encoder", {}, 1
-    yield "vae_encoder", picture, 1
-    window_seconds = audio.window_samples / audio.sample_rate_hz
-    yield "audio_encoder", {}, int(np.ceil(clip.seconds / window_seconds))
-    for name in ("audio2token", "audio2bucket"):
-        yield name, {"frames": frames}, 1
-    window = {"frames": constants.sampler.window_frames, "height": height, "width": width}
-    windows = len(window_indices(frames, 0, constants.sampler))
-    scales = (constants.sampler.image_guidance, constants.sampler.audio_guidance)
-    for image_scale, audio_scale in zip(*(guidance_scales(s, clip.steps) for s in scales), strict=True):
-        needed = len(needed_branches(image_scale, audio_scale))
-        whole, rest = divmod(needed, run.branches_at_once)
-        if whole:
-            yield "unet", window | {"batch": run.branches_at_once}, windows * whole
-        if rest:
-            yield "unet", window | {"batch": rest}, windows
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a clip.
+
+    Attributes:
+        name: as progress shows it.
+        calls: of its submodels.
+        loaded_together: whether its submodels are in memory at the same time; else one after another.
+        several_clips: whether the stages of several clips run at the same time, where a batch has them.
+    """
+
+    name: str
+    calls: tuple[SubmodelCalls, ...]
+    loaded_together: bool = False
+    several_clips: bool = False
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Everything that will be computed for one clip.
+
+    Attributes:
+        size: of the clip.
+        generated_frames: frames that are denoised.
+        shown_frames: frames of the video.
+        denoising: every step with its windows, guidance branches and calls.
+        stages: the calls of every submodel, in the order in which they run.
+    """
+
+    size: ClipSize
+    generated_frames: int
+    shown_frames: int
+    denoising: DenoisingPlan
+    stages: tuple[Stage, ...]
+
+    @property
+    def submodel_calls(self) -> Iterator[SubmodelCalls]:
+        """The calls of all stages."""
+        return (calls for stage in self.stages for calls in stage.calls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {
+            "size": asdict(self.size),
+            "generated_frames": self.generated_frames,
+            "shown_frames": self.shown_frames,
+            "denoising": self.denoising.to_json(),
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ClipPlan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: an entry is missing or malformed.
+        """
+        return cls(
+            ClipSize(**values["size"]),
+            int(values["generated_frames"]),
+            int(values["shown_frames"]),
+            DenoisingPlan.from_json(values["denoising"]),
+            tuple(
+                Stage(**(stage | {"calls": tuple(SubmodelCalls(**calls) for calls in stage["calls"])}))
+                for stage in values["stages"]
+            ),
+        )
+
+
+def plan_clip(
+    constants: Constants, size: ClipSize, run: RunOptions = BALANCED, generated_frames: int | None = None
+) -> ClipPlan:
+    """Plan a clip.
+
+    Args:
+        constants: of the bundle.
+        size: of the clip.
+        run: how submodels run.
+        generated_frames: where they are known already; else they follow from the seconds.
+    """
+    video = constants.video
+    if generated_frames is None:
+        generated_frames = max(1, int(size.seconds * video.generated_frame_rate_hz))
+    shown_frames = max(1, round(size.seconds * video.frame_rate_hz))
+    denoising = plan_denoising(generated_frames, size.steps, constants.sampler, run.branches_at_once)
+    stages = (
+        Stage("portrait", _portrait_calls(constants, size)),
+        Stage("speech", _speech_calls(constants, size, generated_frames), loaded_together=True),
+        Stage("denoising", _denoising_calls(constants, size, denoising), several_clips=True),
+        Stage(
+            "frames",
+            _decoding_calls(constants, size, generated_frames),
+            loaded_together=True,
+            several_clips=True,
+        ),
+    )
+    return ClipPlan(size, generated_frames, shown_frames, denoising, stages)
+
+
+def plan_square_clip(
+    constants: Constants, options: GenerationOptions, run: RunOptions = BALANCED
+) -> ClipPlan:
+    """Plan a clip of a square portrait, of which nothing but the options is known.
+
+    Args:
+        constants: of the bundle.
+        options: of the clip; the duration has to be given, the others may be the bundle's.
+        run: how submodels run.
+
+    Raises:
+        InputError: the resolution is below the smallest.
+    """
+    options = options.resolved(constants)
+    side, steps, seconds = options.min_resolution, options.inference_steps, options.duration
+    assert side is not None and steps is not None and seconds is not None
+    width, height = output_size(side, side, side, constants.portrait.size_multiple_pixels)
+    return plan_clip(constants, ClipSize(seconds, width, height, steps), run)
+
+
+def _portrait_calls(constants: Constants, size: ClipSize) -> tuple[SubmodelCalls, ...]:
+    detector_height, detector_width = detector_size(size.height, size.width, constants.face)
+    return (
+        SubmodelCalls("face_detector", {"height": detector_height, "width": detector_width}, 1),
+        SubmodelCalls("image_encoder", {}, 1),
+        SubmodelCalls("vae_encoder", _picture(size), 1),
+    )
+
+
+def _speech_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[SubmodelCalls, ...]:
+    audio = constants.audio
+    windows = int(np.ceil(size.seconds * audio.sample_rate_hz / audio.window_samples))
+    return (
+        SubmodelCalls("audio_encoder", {}, windows),
+        # They run on pieces of the clip, which add up to the same.
+        SubmodelCalls("audio2token", {"frames": frames}, 1),
+        SubmodelCalls("audio2bucket", {"frames": frames}, 1),
+    )
+
+
+def _denoising_calls(
+    constants: Constants, size: ClipSize, denoising: DenoisingPlan
+) -> tuple[SubmodelCalls, ...]:
+    height, width = _latent(constants, size)
+    counts: dict[tuple[int, int], list[int]] = {}
+    for step in denoising.steps:
+        for branches in step.calls:
+            counts.setdefault((len(branches), step.windows.length), []).append(len(step.windows))
+    at_once = max(step.call_count for step in denoising.steps)
+    return tuple(
+        SubmodelCalls(
+            "unet",
+            {"batch": batch, "frames": frames, "height": height, "width": width},
+            sum(windows),
+            at_once,
+        )
+        for (batch, frames), windows in counts.items()
+    )
+
+
+def _decoding_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[SubmodelCalls, ...]:
+    video = constants.video
+    height, width = _latent(constants, size)
     whole, rest = divmod(frames, video.decode_chunk_frames)
-    latent = {"height": height, "width": width}
-    if whole:
-        yield "vae_decoder", latent | {"count": video.decode_chunk_frames}, whole
-    if rest:
-        yield "vae_decoder", latent | {"count": rest}, 1
+    calls = [
+        SubmodelCalls("vae_decoder", {"count": count, "height": height, "width": width}, chunks)
+        for count, chunks in ((video.decode_chunk_frames, whole), (rest, 1))
+        if count and chunks
+    ]
     if video.interpolation_factor == 2 and frames > 1:
-        yield "frame_interpolator", picture, frames - 1
+        calls.append(SubmodelCalls("frame_interpolator", _picture(size), frames - 1))
+    return tuple(calls)
+
+
+def _picture(size: ClipSize) -> dict[str, int]:
+    return {"count": 1, "height": size.height, "width": size.width}
+
+
+def _latent(constants: Constants, size: ClipSize) -> tuple[int, int]:
+    stride = constants.video.latent_stride_pixels
+    return size.height // stride, size.width // stride

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,10 @@ from rich.progress import (
 from rich.progress import Progress as RichBars
 
 Advance = Callable[[], None]
+# Where output is no terminal: the first line of a stage comes early, so that whoever watches a log knows how
+# long it will take; later ones come at most this often.
+_FIRST_LINE_SECONDS = 2.0
+_LINES_EVERY_SECONDS = 30.0
 
 
 class Progress(Protocol):
@@ -37,33 +42,68 @@ class NoProgress:
 
 
 class ConsoleProgress:
-    """A bar for each stage on a terminal, or one line for each finished stage elsewhere."""
+    """A bar for each stage on a terminal; elsewhere a line every 30 s, and one for each finished stage."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, markup=False, highlight=False, emoji=False)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """Enter a stage of `total` steps."""
-        started = time.monotonic()
-        if self.console.is_terminal:
-            with RichBars(
-                TextColumn("{task.description:<24}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            ) as bars:
-                task = bars.add_task(name, total=total)
-                yield lambda: bars.advance(task)
-        else:
-            yield lambda: None
-            self.console.print(f"{name}: {total} in {time.monotonic() - started:.1f} s", highlight=False)
+        with self._bar(name, total) if self.console.is_terminal else self._lines(name, total) as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(self, name: str, total: int) -> Iterator[Advance]:
+        with RichBars(
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        ) as bars:
+            task = bars.add_task(name, total=total)
+            yield lambda: bars.advance(task)
+
+    @contextmanager
+    def _lines(self, name: str, total: int) -> Iterator[Advance]:
+        started, done, finished = time.monotonic(), 0, threading.Event()
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+
+        def report() -> None:
+            """In a thread, as one step may take minutes."""
+            wait = _FIRST_LINE_SECONDS
+            while not finished.wait(wait):
+                seconds = time.monotonic() - started
+                left = f", about {_duration(seconds / done * (total - done))} left" if done else ""
+                self._print(f"{name}: {done} of {total} after {_duration(seconds)}{left}")
+                wait = min(2 * wait, _LINES_EVERY_SECONDS)
+
+        reporter = threading.Thread(target=report, name="sonic-progress", daemon=True)
+        reporter.start()
+        try:
+            yield advance
+        finally:
+            finished.set()
+            reporter.join()
+        self._print(f"{name}: {total} in {time.monotonic() - started:.1f} s")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
 
 
 def default_progress() -> Progress:
     """Bars where a person is looking (standard error is a terminal), else nothing."""
-    console = Console(stderr=True)
-    return ConsoleProgress(console) if console.is_terminal else NoProgress()
+    progress = ConsoleProgress()
+    return progress if progress.console.is_terminal else NoProgress()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""The runtime with ONNX Runtime on emulated ARM processors gives the videos that it gives elsewhere."""
+"""On emulated ARM processors, the runtime with ONNX Runtime gives the same videos as elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.aarch64
 
 MINIMUM_PSNR_DB = 45.0
 PORTRAIT = EMBEDDED / "portrait.png"
-# Short and small: emulated, a model takes over a hundred times longer; and the UNet always takes 25 frames.
-CLIP = GenerationOptions(duration_seconds=0.24, steps=2, resolution_pixels=128)  # 3 frames
-SHORTER_CLIP = GenerationOptions(duration_seconds=0.16, steps=1, resolution_pixels=64)  # 2 frames
+# Short and small: emulation is over a hundred times slower, and the UNet always computes 25 frames.
+CLIP = GenerationOptions(duration=0.24, inference_steps=2, min_resolution=128)  # 3 frames
+SHORTER_CLIP = GenerationOptions(duration=0.16, inference_steps=1, min_resolution=64)  # 2 frames
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def tiny() -> sonic.SonicModel:
 
 @pytest.fixture(scope="session")
 def shorter_clip(tiny: sonic.SonicModel, short_wav: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of intermediate results as this machine computes them."""
+    """A folder of intermediate results, computed on this machine."""
     return generate_here(tiny, short_wav, SHORTER_CLIP, tmp_path_factory.mktemp("here"))
 
 
@@ -51,7 +51,7 @@ def generate_emulated(
     threads: int,
     *more: str,
 ) -> Path:
-    """Intermediate results of the command line on an emulated processor; the video must be written too."""
+    """Run the command line on an emulated processor; returns the folder of its intermediate results."""
     dump, video = folder / "dump", folder / "video.mp4"
     written = run_python(
         "-m", "sonic", "generate", "--bundle", "sonic-tiny", "--image", PORTRAIT, "--audio", audio,
@@ -64,7 +64,7 @@ def generate_emulated(
 
 
 def difference(dump: Path, expected: Path, name: str) -> float:
-    """Relative L2 of one result."""
+    """Relative L2 distance of one result."""
     found, wanted = np.load(dump / f"{name}.npy"), np.load(expected / f"{name}.npy")
     assert found.shape == wanted.shape
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
@@ -90,7 +90,7 @@ def test_equals_pytorch(
     assert difference(dump, here, "latents") <= 1e-4
 
 
-# cortex-a53 has neither dot products nor half precision; more threads than processors must do no harm.
+# cortex-a53 has neither dot products nor half precision; more threads than processors must work too.
 @pytest.mark.parametrize(("cpu", "threads"), [("neoverse-n1", 1), ("neoverse-n1", 8), ("cortex-a53", 2)])
 def test_every_processor_and_number_of_threads_gives_the_same(
     run_python: Callable[..., str],
@@ -108,8 +108,8 @@ def test_every_processor_and_number_of_threads_gives_the_same(
 def test_products_in_bfloat16(
     run_python: Callable[..., str], short_wav: Path, shorter_clip: Path, tmp_path: Path
 ) -> None:
-    """They run, are less exact than float32, and exact enough."""
-    # Vectors of SVE take some fifteen times longer to emulate than those of NEON.
+    """They run, and are less accurate than float32 but accurate enough."""
+    # SVE takes about fifteen times longer to emulate than NEON.
     cpu = "neoverse-v1,sve=off"
     dump = generate_emulated(run_python, short_wav, SHORTER_CLIP, tmp_path, cpu, 2, "--bfloat16")
     assert psnr_db(dump, np.load(shorter_clip / "frames.npy")) >= MINIMUM_PSNR_DB

@@ -14,6 +14,7 @@ from conftest import Converted
 
 from sonic import host
 from sonic.cli.main import main
+from sonic.costs.machines import MACHINES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
 
@@ -31,12 +32,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "cpulist").write_text(f"{listed}\n")
         found: list[set[int]] = []
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: allowed)
+        monkeypatch.setattr(host, "affinity", lambda: allowed)
         monkeypatch.setattr(host, "pin_to_processors", found.append)
         monkeypatch.setattr(host.numa_nodes, "__defaults__", (tmp_path,))
-        monkeypatch.setattr(
-            "ctypes.CDLL", lambda _: type("Library", (), {"sched_getcpu": staticmethod(lambda: runs_on)})
-        )
+        monkeypatch.setattr("psutil.Process.cpu_num", lambda self: runs_on)
         host.stay_on_a_node(threads)
         return found
 
@@ -67,8 +66,9 @@ def test_what_measures_this_machine_stays_on_a_node_as_clips_do(
     small: Converted, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("sonic.cli.generate.stay_on_a_node", asked.append)
-    monkeypatch.setattr("sonic.cli.estimate.run_estimate", lambda *_: None)
+    monkeypatch.setattr("sonic.cli.options.stay_on_a_node", asked.append)
+    monkeypatch.setattr("sonic.cli.estimate.stay_on_a_node", asked.append)
+    monkeypatch.setattr("sonic.cli.estimate.calibrate", lambda *_: MACHINES["altra"])
     CliRunner().invoke(main, [*command, str(small.bundle), "--threads", "1"], catch_exceptions=False)
     assert asked == [1]
 

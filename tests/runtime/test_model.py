@@ -16,6 +16,7 @@ from PIL import Image
 import sonic
 from sonic.cli.main import main
 from sonic.generation import Generation
+from sonic.plan import ClipPlan
 from sonic_convert.drawing.demo_portrait import draw_portrait
 
 FAST = {"inference_steps": 1, "min_resolution": 64}
@@ -87,7 +88,7 @@ def test_memory_modes_give_the_same_video(small, model, portrait, long_mp3, memo
 
 
 def test_a_clip_that_does_not_fit_into_memory_is_refused(model, portrait, short_wav, monkeypatch) -> None:
-    monkeypatch.setattr("sonic.generation.available_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("sonic.memory.available_bytes", lambda: 10_000_000)
     with pytest.raises(sonic.InputError, match=r"needs about 0\.\d+ GB .*0\.01 GB are free"):
         model.generate(portrait, short_wav, **FAST)
     with pytest.raises(sonic.InputError, match="low, balanced, fast"):
@@ -142,14 +143,14 @@ def test_face_crop_is_square(model, portrait, short_wav) -> None:
 def test_small_portraits_are_not_enlarged_beyond_512(model, portrait, short_wav, monkeypatch) -> None:
     seen = {}
 
-    def stop(clip: Generation, frames: int) -> None:
-        seen["portrait"] = clip._portrait
+    def stop(generation: Generation, plan: ClipPlan) -> None:
+        seen["size"] = plan.size
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Generation, "_initial_noise", stop)
     with pytest.warns(sonic.SonicWarning, match="lowered from 768 to 512"), pytest.raises(KeyboardInterrupt):
         model.generate(portrait, short_wav, min_resolution=768)
-    assert seen["portrait"].width == 512
+    assert seen["size"].width == 512
 
 
 def test_the_largest_of_several_faces_is_used(model, short_wav, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def test_a_quota_limits_the_threads(quota: str, cores: int, threads: int | None,
     assert cpu_count() == cores
     assert RunOptions().threads_of_a_call == threads
     assert RunOptions(threads=5).threads_of_a_call == 5
-    assert RunOptions("fast").threads_of_a_call == 1
-    assert RunOptions("fast").calls_at_once == cores
+    assert RunOptions(memory="fast").threads_of_a_call == 1
+    assert RunOptions(memory="fast").calls_at_once == cores
 
 
 def test_processors_that_are_not_the_processs_get_no_threads(monkeypatch) -> None:
@@ -37,5 +37,5 @@ def test_threads_of_all_calls_are_counted(monkeypatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert RunOptions().threads_at_once == 8
     assert RunOptions(threads=3).threads_at_once == 3
-    assert RunOptions("fast").threads_at_once == 8
-    assert RunOptions("fast", threads=3).threads_at_once == 6
+    assert RunOptions(memory="fast").threads_at_once == 8
+    assert RunOptions(memory="fast", threads=3).threads_at_once == 6

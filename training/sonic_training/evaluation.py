@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
-from sonic.diffusion.plan import window_indices
+from sonic.diffusion.plan import step_windows
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel, load_model
 from sonic.storage.files import write_json
@@ -121,7 +121,7 @@ def window_borders(model: SonicModel, frames: int, steps: int) -> list[int]:
     """Indices of the finished frames at which a window of the last denoising step begins."""
     factor = model.constants.video.interpolation_factor
     generated = (frames + factor - 1) // factor
-    windows = window_indices(generated, steps - 1, model.constants.sampler)
+    windows = step_windows(generated, steps - 1, model.constants.sampler)
     starts = {int(indices[0]) * factor for indices in windows}
     return sorted(start for start in starts if 0 < start < frames - 1)
 

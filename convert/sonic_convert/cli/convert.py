@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sonic.cli.errors import user_errors
-from sonic.cli.options import with_options
 from sonic.progress import ConsoleProgress
 from sonic_calibration.recording.examples import BUILT_IN, ClipSettings, read_examples
 
@@ -26,9 +26,16 @@ VARIANT = click.option(
 _PRECISION_HELP = "fp32, fp16, fp16-native, int8, int8-max, or a .toml file of precisions by layer."
 
 
+def _stacked(command: Any, options: Sequence[Any]) -> Any:
+    """A command with click's options, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _clip_options(command: Any) -> Any:
     """Which clips are generated."""
-    return with_options(command, [
+    return _stacked(command, [
         click.option("--examples", type=PATH, default=BUILT_IN,
                      help="Folder of portraits and speech [the built-in ones]."),
         click.option("--duration", type=float, help="Seconds of each recording to use [all]."),
@@ -39,7 +46,7 @@ def _clip_options(command: Any) -> Any:
 
 def _recording_options(command: Any) -> Any:
     """What is generated to calibrate, and how much of it is kept."""
-    return with_options(_clip_options(command), [
+    return _stacked(_clip_options(command), [
         click.option("--calls", type=int, default=8, show_default=True,
                      help="Calls of a submodel that are kept of an example."),
         click.option("--gigabytes", type=float, default=2.0, show_default=True,
@@ -53,7 +60,7 @@ def _quantization_options(command: Any) -> Any:
     from sonic_convert.quantization.profiles import PROFILES
     from sonic_convert.quantization.qdq import ISAS
 
-    return with_options(command, [
+    return _stacked(command, [
         click.option("--isa", type=click.Choice(ISAS), default="x86", show_default=True,
                      help="Signed activations for aarch64, unsigned for x86."),
         click.option("--profile", type=click.Choice(list(PROFILES)), default="onnxruntime", show_default=True,

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+import numpy as np
 
 import sonic_convert
 from sonic.cli.errors import user_errors
-from sonic.cli.options import generation_options
+from sonic.cli.generate import OUTPUT, input_files
+from sonic.cli.options import clip_options, threads_option, with_options
+from sonic.cli.tables import console
 from sonic.diffusion.noise import load_noise
+from sonic.media.checks import check_not_an_input
 from sonic.media.video import Video, check_output_path, save_video
-from sonic.options import GenerationOptions
+from sonic.model import ClipArguments
+from sonic.options import GenerationOptions, RunOptions
 from sonic.progress import ConsoleProgress
-from sonic.storage.dump import DumpWriter
+from sonic.schema import narrowed
+from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.cli.convert import COMMANDS, PATH, VARIANT
 from sonic_convert.cli.target import COMMANDS as TARGET_COMMANDS
 
@@ -47,41 +52,32 @@ def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=PATH)
-@generation_options
+@OUTPUT
+@clip_options
+@threads_option
 @VARIANT
-def reference(
-    checkpoint: Path,
-    image: Path,
-    audio: Path,
-    output: Path,
-    noise: Path | None,
-    dump: Path | None,
-    threads: int | None,
-    variant: str,
-    **options: Any,
-) -> None:
+def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptions, variant: Variant) -> None:
     """Generate a video with PyTorch, as published."""
     with user_errors():
         import torch
 
         from sonic_convert.checkpoint.checkpoint import Checkpoint
-        from sonic_convert.parity.reference import TorchReference
+        from sonic_convert.parity.reference import TorchReference, write_dump
 
+        check_not_an_input(output, input_files(clip))
         check_output_path(output)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        opened = Checkpoint.open(checkpoint, variant)  # type: ignore[arg-type]
-        initial = None if noise is None else load_noise(noise)
-        result = TorchReference(opened).generate(
-            image, audio, _generation(options), initial, ConsoleProgress()
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+        opened = Checkpoint.open(checkpoint, variant)
+        noise = (
+            clip.noise if clip.noise is None or isinstance(clip.noise, np.ndarray) else load_noise(clip.noise)
         )
-        if dump is not None:
-            with DumpWriter(dump) as writer:
-                writer.write("audio_tokens", result.audio_tokens)
-                writer.write("uncond_tokens", result.unconditional_tokens)
-                writer.write("buckets", result.buckets)
-                writer.write("latents", result.latents)
-                writer.write("frames", result.frames)
+        options = narrowed(clip, GenerationOptions)
+        result = TorchReference(opened).generate(
+            Path(clip.image), Path(clip.audio), options, noise, ConsoleProgress()
+        )
+        if clip.dump is not None:
+            write_dump(result, clip.dump)
         rate = opened.constants.video.frame_rate_hz
         save_video(Video(result.interpolated, rate, result.sound), output)
         click.echo(f"{output}: {len(result.interpolated)} frames")
@@ -92,18 +88,13 @@ def reference(
 @click.argument("bundle", type=PATH)
 @click.option("--image", type=PATH, default=ASSETS / "portrait.png", help="Portrait [the demo's].")
 @click.option("--audio", type=PATH, default=ASSETS / "speech.wav", help="Speech [the demo's].")
-@click.option("--duration", type=float, help="Seconds of the recording to use [all].")
-@click.option("--resolution", type=int, help="Short side in pixels [the bundle's].")
-@click.option("--steps", type=int, help="Denoising steps [the bundle's].")
-@click.option("--seed", type=int, help="Seed of the noise [the bundle's].")
-@click.option("--dynamic-scale", type=float, default=1.0, show_default=True)
-@click.option("--motion-scale", type=float, default=1.0, show_default=True)
-@click.option("--expand-ratio", type=float, help="Crop to the expanded face box [no crop].")
 @click.option("--noise", type=PATH, help="Initial noise, .npy float32 (frames, 4, H/8, W/8).")
+@with_options(GenerationOptions, "options", but=("lip_sync_correction", "smooth_motion"))
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @click.option("--picture", type=PATH, help="Write the worst frame, side by side, to this PNG.")
-@click.option("--record/--no-record", default=True, show_default=True,
-              help="Note the result in the bundle's manifest.")  # fmt: skip
+@click.option(
+    "--record/--no-record", default=True, show_default=True, help="Note the result in the bundle's manifest."
+)
 @VARIANT
 def parity(
     checkpoint: Path,
@@ -111,11 +102,11 @@ def parity(
     image: Path,
     audio: Path,
     noise: Path | None,
+    options: GenerationOptions,
     report_path: Path | None,
     picture: Path | None,
     record: bool,
-    variant: str,
-    **options: Any,
+    variant: Variant,
 ) -> None:
     """Compare BUNDLE with PyTorch running CHECKPOINT; exits with 1 beyond the tolerances."""
     with user_errors():
@@ -124,10 +115,9 @@ def parity(
 
         directory = find_bundle(bundle)
         report = stage.measure_parity(
-            checkpoint, directory, image, audio, _generation(options), noise,
-            ConsoleProgress(), picture, variant,
-        )  # fmt: skip
-        stage.print_report(report, Console())
+            checkpoint, directory, image, audio, options, noise, ConsoleProgress(), picture, variant
+        )
+        stage.print_report(report, console())
         if report_path is not None:
             stage.write_report(report, report_path)
         if record:
@@ -170,23 +160,11 @@ def quality(
         picture = None if portrait is None else video_face.portrait_of_size(portrait, width, height)
         other = None if reference is None else read_video(reference)
         report = judge(opened, box, picture, other, progress=progress)
-        Console().print(quality_table(report, f"quality of {video.name}"))
+        console().print(quality_table(report, f"quality of {video.name}"))
         if report_path is not None:
             write_quality(report_path, report)
         if sheet is not None:
             write_contact_sheet(sheet, opened, box, title=video.name)
-
-
-def _generation(options: dict[str, Any]) -> GenerationOptions:
-    return GenerationOptions(
-        duration_seconds=options["duration"],
-        resolution_pixels=options["resolution"],
-        steps=options["steps"],
-        seed=options["seed"],
-        dynamic_scale=options["dynamic_scale"],
-        motion_scale=options["motion_scale"],
-        expand_ratio=options["expand_ratio"],
-    )
 
 
 for command in (*COMMANDS, *TARGET_COMMANDS):

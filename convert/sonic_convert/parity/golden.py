@@ -43,12 +43,12 @@ from sonic.bundle.constants import Constants
 from sonic.bundle.manifest import GoldenClip, GoldenSubmodel, Manifest, VerificationInfo
 from sonic.bundle.store import Bundle, file_info, sha256_of
 from sonic.diffusion.noise import draw_noise
-from sonic.engines.base import Call
 from sonic.engines.registry import make_engine
+from sonic.engines.watched import Call, WatchedEngine
 from sonic.errors import InputError
 from sonic.generation import ClipRequest
 from sonic.media.face import Face, detect_faces
-from sonic.media.portrait import frame_portrait, load_portrait
+from sonic.media.portrait import load_portrait, portrait_from_picture
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
 from sonic.progress import Progress
@@ -133,14 +133,14 @@ def make_golden(
             )
         expected = target / FOLDER / "clip.npz"
         ExpectedClip(clip.noise, result.interpolated).save(expected)
-        assert clip.options.resolution_pixels is not None and clip.options.steps is not None
+        assert clip.options.min_resolution is not None and clip.options.inference_steps is not None
         golden_clip = GoldenClip(
             portrait=file_info(clip.portrait, target),
             speech=file_info(clip.speech, target),
             expected=file_info(expected, target),
             face_box=_FACE_BOX,
-            resolution_pixels=clip.options.resolution_pixels,
-            steps=clip.options.steps,
+            resolution_pixels=clip.options.min_resolution,
+            steps=clip.options.inference_steps,
             psnr_db=_rounded(psnr),
             minimum_psnr_db=MINIMUM_PSNR_DB,
         )
@@ -152,7 +152,7 @@ def make_golden(
         *key, json.dumps(asdict(checkpoint.constants)), sha256_of(_PORTRAIT), sha256_of(_SPEECH),
         *settings, tolerances, torch.__version__, onnxruntime.__version__,
     ]  # fmt: skip
-    return VerificationInfo.from_json(stages.run_stage(folder, read, produce).facts)
+    return VerificationInfo.from_json(stages.run_stage(folder, read, produce).facts, str(folder))
 
 
 def measure_reduced(bundle: Bundle, source: Manifest, folder: Path, progress: Progress) -> VerificationInfo:
@@ -220,8 +220,8 @@ def _prepare_clip(constants: Constants, folder: Path) -> _Clip:
     _write_speech(speech, constants)
     portrait, video = constants.portrait, constants.video
     size = min(portrait.default_resolution_pixels, 2 * portrait.size_multiple_pixels)
-    options = GenerationOptions(resolution_pixels=size, steps=STEPS).resolved(constants)
-    prepared = frame_portrait(load_portrait(path), path.name, _known_face, options, portrait)
+    options = GenerationOptions(min_resolution=size, inference_steps=STEPS).resolved(constants)
+    prepared = portrait_from_picture(load_portrait(path), path.name, _known_face, options, portrait)
     height, width = (side // video.latent_stride_pixels for side in (prepared.height, prepared.width))
     noise = draw_noise(constants.sampler.seed, FRAMES, video.latent_channels, height, width)
     return _Clip(path, speech, options, prepared.face_mask, noise)
@@ -251,8 +251,7 @@ def _record(
 ) -> tuple[np.ndarray, Mapping[str, list[Call]]]:
     """The clip's frames as the bundle generates them, uint8 (frames, H, W, 3), and every call."""
     model, recorder = _model(bundle), Recorder(_ALL_CALLS)
-    engine = model.engine
-    engine.observer = recorder
+    engine = WatchedEngine(model.engine, recorder)
     with engine.open("face_detector") as detector:
         detect_faces(np.asarray(load_portrait(clip.portrait)), detector.run, model.constants.face)
     request = ClipRequest(clip.portrait, clip.speech, clip.options, clip.noise, face_box=_FACE_BOX)

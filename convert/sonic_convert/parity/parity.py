@@ -17,8 +17,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sonic.diffusion.noise import load_noise
-from sonic.engines.base import Call
+from sonic.engines.watched import Call
 from sonic.errors import InputError
+from sonic.generation import ClipRequest
 from sonic.media.face import Face, detect_faces
 from sonic.model import SonicModel, load_model
 from sonic.options import GenerationOptions
@@ -135,7 +136,7 @@ def measure_parity(
         video = compare_videos(frames, result.frames)
         if picture is not None:
             write_picture(picture, frames[video.worst_frame], result.frames[video.worst_frame])
-        steps = options.resolved(checkpoint.constants).steps
+        steps = options.resolved(checkpoint.constants).inference_steps
         assert steps is not None
         count, height, width, _ = frames.shape
         return ParityReport(tuple(rows), video, count, height, width, steps)
@@ -206,21 +207,8 @@ def _run_bundle(
     recorder: Recorder,
     progress: Progress,
 ) -> None:
-    model.generate(
-        image,
-        audio,
-        duration=options.duration_seconds,
-        min_resolution=options.resolution_pixels,
-        inference_steps=options.steps,
-        seed=options.seed,
-        dynamic_scale=options.dynamic_scale,
-        motion_scale=options.motion_scale,
-        expand_ratio=options.expand_ratio,
-        noise=noise,
-        dump=dump,
-        progress=progress,
-        observer=recorder,
-    )
+    request = ClipRequest(image, audio, options.resolved(model.constants), noise, dump)
+    model.generate_request(request, progress, recorder)
 
 
 def _compare_submodels(

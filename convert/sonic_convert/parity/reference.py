@@ -24,9 +24,11 @@ from sonic.diffusion.noise import check_noise, draw_noise
 from sonic.generation import load_speech
 from sonic.media.audio import Sound, mono_samples
 from sonic.media.face import Face, detect_faces
-from sonic.media.portrait import Portrait, frame_portrait, load_portrait
+from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
+from sonic.schema import PathLike
+from sonic.storage.dump import DumpWriter
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export.submodels import find_submodel
 
@@ -55,6 +57,20 @@ class ReferenceResult:
     frames: np.ndarray
     interpolated: np.ndarray
     sound: Sound
+
+
+def write_dump(result: ReferenceResult, directory: PathLike) -> None:
+    """Write intermediate results as `SonicModel.generate` dumps its own.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with DumpWriter(directory) as writer:
+        writer.write("audio_tokens", result.audio_tokens)
+        writer.write("uncond_tokens", result.unconditional_tokens)
+        writer.write("buckets", result.buckets)
+        writer.write("latents", result.latents)
+        writer.write("frames", result.frames)
 
 
 class TorchReference:
@@ -153,7 +169,7 @@ class TorchReference:
                     return detect_faces(np.asarray(picture), run, self.constants.face)
 
                 return self.portrait(image, options, detect)
-        return frame_portrait(load_portrait(image), str(image), detector, options, self.constants.portrait)
+        return portrait_from_picture(load_portrait(image), str(image), detector, options, self.constants.portrait)
 
     def _speech(self, sound: Sound, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (frames, tokens, width), those of silence, and buckets (frames, 2)."""
@@ -203,14 +219,14 @@ class TorchReference:
     ) -> Tensor:
         """Sampling with diffusers' scheduler over ring windows, as published."""
         sampler = self.constants.sampler
-        assert options.steps is not None
+        assert options.inference_steps is not None
         scheduler = EulerDiscreteScheduler.from_config(self.checkpoint.scheduler_config)
-        scheduler.set_timesteps(options.steps)
+        scheduler.set_timesteps(options.inference_steps)
         frames = len(noise)
         first = scheduler.timesteps[:1]
         latents = scheduler.add_noise(reference * sampler.initial_latent_scale, noise, first)
-        image_guidance = torch.linspace(*sampler.image_guidance, options.steps)
-        audio_guidance = torch.linspace(*sampler.audio_guidance, options.steps)
+        image_guidance = torch.linspace(*sampler.image_guidance, options.inference_steps)
+        audio_guidance = torch.linspace(*sampler.audio_guidance, options.inference_steps)
         scales = torch.tensor([options.dynamic_scale, options.dynamic_scale * options.motion_scale])
         scaled_buckets = buckets * scales
         window = sampler.window_frames
@@ -218,7 +234,7 @@ class TorchReference:
         nothing = torch.zeros_like(embedding)
         with (
             self.network("unet") as unet,
-            progress.stage("torch: denoising", options.steps * len(starts)) as advance,
+            progress.stage("torch: denoising", options.inference_steps * len(starts)) as advance,
         ):
             for step, timestep in enumerate(scheduler.timesteps):
                 total, count = torch.zeros_like(latents), torch.zeros(frames, 1, 1, 1)

@@ -6,10 +6,14 @@ them again, and the runtime uses the manifest's.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from sonic.errors import BundleError
+from sonic.records import EXACT, read_record
+
+_AGAIN = "convert the checkpoint again with this version"
 
 GUIDANCE_BRANCHES = 3  # without both conditions, with the image, with image and audio
 
@@ -17,6 +21,8 @@ GUIDANCE_BRANCHES = 3  # without both conditions, with the image, with image and
 @dataclass(frozen=True)
 class AudioConstants:
     """From a recording to the audio encoder's windows, and from its states to frames."""
+
+    __pydantic_config__ = EXACT
 
     sample_rate_hz: int = 16_000
     window_samples: int = 480_000  # 30 s, the length the audio encoder was trained on
@@ -48,6 +54,8 @@ class AudioConstants:
 class FaceConstants:
     """The face detector's input size (pixels) and its thresholds."""
 
+    __pydantic_config__ = EXACT
+
     minimum_side_pixels: int = 416
     size_multiple_pixels: int = 32
     strides_pixels: tuple[int, ...] = (8, 16, 32)
@@ -58,6 +66,8 @@ class FaceConstants:
 @dataclass(frozen=True)
 class PortraitConstants:
     """From a picture to the reference image, the face mask and the image encoder's input."""
+
+    __pydantic_config__ = EXACT
 
     default_resolution_pixels: int = 512
     size_multiple_pixels: int = 64
@@ -71,6 +81,8 @@ class PortraitConstants:
 @dataclass(frozen=True)
 class SamplerConstants:
     """Euler sampling of a v-prediction model over ring windows, with three guidance branches."""
+
+    __pydantic_config__ = EXACT
 
     steps: int = 25
     sigma_min: float = 0.002
@@ -90,6 +102,8 @@ class SamplerConstants:
 class VideoConstants:
     """From latents to the encoded video."""
 
+    __pydantic_config__ = EXACT
+
     latent_scale: float = 0.18215
     latent_channels: int = 4
     latent_stride_pixels: int = 8
@@ -107,6 +121,8 @@ class VideoConstants:
 @dataclass(frozen=True)
 class Constants:
     """Every number the runtime needs beside the submodels."""
+
+    __pydantic_config__ = EXACT
 
     audio: AudioConstants = field(default_factory=AudioConstants)
     face: FaceConstants = field(default_factory=FaceConstants)
@@ -126,45 +142,17 @@ class Constants:
             BundleError: a part or a value is missing, unknown or of the wrong type; `source` (a
                 file's name) is named.
         """
-        parts = {part.name: part.default_factory for part in fields(cls)}
-        _check_names(values, set(parts), source, "constants")
-        return cls(
-            **{name: _read_part(make, values[name], source, name) for name, make in parts.items()}  # type: ignore[arg-type]
-        )
+        _check_names(cls(), values, source, "constants")
+        return read_record(cls, json.dumps(values), source, BundleError, _AGAIN)
 
 
-def _check_names(values: Any, expected: set[str], source: str, where: str) -> None:
+def _check_names(defaults: Any, values: Any, source: str, where: str) -> None:
+    """A manifest states every value, so that other defaults of a later version do not change a bundle."""
+    expected = {item.name for item in fields(defaults)}
     if not isinstance(values, dict) or set(values) != expected:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise BundleError(
-            f"{source}: '{where}' should hold {sorted(expected)}, but holds {found}; "
-            "convert the checkpoint again with this version"
-        )
-
-
-def _read_part(part: Any, values: Any, source: str, where: str) -> Any:
-    defaults = part()
-    _check_names(values, {item.name for item in fields(defaults)}, source, where)
-    read = {}
-    for item in fields(defaults):
-        default, value = getattr(defaults, item.name), values[item.name]
-        if isinstance(default, tuple):
-            numbers = value if isinstance(value, list) else [None]
-            fits = all(_is_number(v, type(default[0])) for v in numbers)
-            value = tuple(type(default[0])(v) for v in numbers) if fits else value
-        else:
-            fits = _is_number(value, type(default))
-            value = type(default)(value) if fits else value
-        if not fits:
-            raise BundleError(
-                f"{source}: '{where}.{item.name}' is {value!r}, but should look like {default!r}; "
-                "convert the checkpoint again with this version"
-            )
-        read[item.name] = value
-    return type(defaults)(**read)
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) if kind is int else isinstance(value, int | float)
+        raise BundleError(f"{source}: '{where}' should hold {sorted(expected)}, but holds {found}; {_AGAIN}")
+    for name in expected:
+        part = getattr(defaults, name)
+        if is_dataclass(part):
+            _check_names(part, values[name], source, name)

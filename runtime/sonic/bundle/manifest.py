@@ -1,19 +1,24 @@
 """A bundle's ``manifest.json`` as frozen dataclasses.
 
-manifest = read_manifest(Path("bundles/sonic-base"))
-manifest.submodels["unet"].inputs[0].shape     # ("batch", "frames", 8, "height", "width")
+Example:
+
+    manifest = read_manifest(Path("bundles/sonic-base"))
+    manifest.submodels["unet"].inputs[0].shape     # ("batch", "frames", 8, "height", "width")
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
 from sonic.bundle.work import Work
 from sonic.errors import BundleError
+from sonic.records import TOLERANT, read_record
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -28,13 +33,27 @@ SUBMODEL_NAMES = (
     "frame_interpolator",
     "face_detector",
 )
+_AGAIN = "an entry is missing or malformed; convert the checkpoint again"
+
+
+def mask_input(level: int) -> str:
+    """The UNet's input for the face mask at one of its levels; 0 is the finest."""
+    return f"mask_{level}"
+
+
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"{path!r} leaves the folder")
+    return path
 
 
 @dataclass(frozen=True)
 class FileInfo:
     """A file, its path relative to the bundle (or, for a source, to the checkpoint)."""
 
-    path: str
+    __pydantic_config__ = TOLERANT
+
+    path: Annotated[str, AfterValidator(_inside)]
     bytes: int
     sha256: str
 
@@ -42,6 +61,8 @@ class FileInfo:
 @dataclass(frozen=True)
 class TensorInfo:
     """An input or output; a dynamic axis has a name in place of a size."""
+
+    __pydantic_config__ = TOLERANT
 
     name: str
     dtype: str
@@ -54,6 +75,8 @@ class SubmodelInfo:
 
     `work` is None in bundles of a version that did not count it.
     """
+
+    __pydantic_config__ = TOLERANT
 
     name: str
     precision: str
@@ -68,6 +91,12 @@ class SubmodelInfo:
         """Size on disk."""
         return sum(file.bytes for file in self.files)
 
+    @property
+    def mask_levels(self) -> int:
+        """For how many levels it takes the face mask; none but in the UNet."""
+        names = {tensor.name for tensor in self.inputs}
+        return next(level for level in range(len(names) + 1) if mask_input(level) not in names)
+
 
 @dataclass(frozen=True)
 class GoldenSubmodel:
@@ -80,6 +109,8 @@ class GoldenSubmodel:
         relative_l2: how far this bundle's outputs were from PyTorch's when it was made.
         tolerance: how far they may be (relative L2).
     """
+
+    __pydantic_config__ = TOLERANT
 
     file: FileInfo
     call_shapes: tuple[dict[str, tuple[int, ...]], ...]
@@ -100,6 +131,8 @@ class GoldenClip:
         minimum_psnr_db: what it has to be.
     """
 
+    __pydantic_config__ = TOLERANT
+
     portrait: FileInfo
     speech: FileInfo
     expected: FileInfo
@@ -112,7 +145,9 @@ class GoldenClip:
 
 @dataclass(frozen=True)
 class VerificationInfo:
-    """What a bundle brings along to be held against PyTorch without PyTorch; `sonic.verification.verify`."""
+    """What a bundle brings along to be compared with PyTorch without PyTorch; `sonic.verification.verify`."""
+
+    __pydantic_config__ = TOLERANT
 
     submodels: dict[str, GoldenSubmodel]
     clip: GoldenClip
@@ -129,16 +164,24 @@ class VerificationInfo:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> VerificationInfo:
-        """Read the dictionary written by :meth:`to_json`.
+    def from_json(cls, values: dict[str, Any], source: str) -> VerificationInfo:
+        """Read the dictionary written by :meth:`to_json`; `source` is named in errors.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: an entry is missing or malformed.
+            BundleError: an entry is missing or malformed.
         """
-        return cls(
-            {name: _golden_submodel(values["submodels"][name]) for name in SUBMODEL_NAMES},
-            _golden_clip(values["clip"]),
-        )
+        return read_record(cls, json.dumps(values), source, BundleError, _AGAIN)
+
+    def __post_init__(self) -> None:
+        """Put the submodels in the order of the table; what is read from a file may have another.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        missing = [name for name in SUBMODEL_NAMES if name not in self.submodels]
+        if missing:
+            raise ValueError(f"it has no '{missing[0]}'")
+        object.__setattr__(self, "submodels", {name: self.submodels[name] for name in SUBMODEL_NAMES})
 
 
 @dataclass(frozen=True)
@@ -150,6 +193,8 @@ class Manifest:
     processors a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux must
     list for them; it is empty in others.
     """
+
+    __pydantic_config__ = TOLERANT
 
     name: str
     engine: str
@@ -204,27 +249,13 @@ class Manifest:
                 f"{source}: schema version is {version!r}, but this runtime reads {SCHEMA_VERSION}; "
                 "convert the checkpoint again, or install the runtime that made the bundle"
             )
-        try:
-            submodels = {item["name"]: _submodel(item) for item in values["submodels"]}
-            manifest = cls(
-                name=str(values["name"]),
-                engine=str(values["engine"]),
-                license=str(values["license"]),
-                producer=dict(values["producer"]),
-                sources=tuple(_file(item) for item in values["sources"]),
-                submodels=submodels,
-                assets={name: _file(item) for name, item in values["assets"].items()},
-                constants=Constants.from_json(values["constants"], source),
-                parity=dict(values["parity"]),
-                quantization=dict(values.get("quantization", {})),
-                verification=_verification(values.get("verification")),
-                target=dict(values.get("target", {})),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(
-                f"{source}: the entry {error} is missing or malformed; convert the checkpoint again"
-            ) from error
-        missing = [name for name in SUBMODEL_NAMES if name not in submodels]
+        # Submodels are a list in the file and named here; the constants have rules of their own.
+        constants = Constants.from_json(values.get("constants", {}), source)
+        listed = values.get("submodels", [])
+        named = {item.get("name"): item for item in listed if isinstance(item, dict)}
+        text = json.dumps(values | {"submodels": named, "constants": constants.to_json()})
+        manifest = read_record(cls, text, source, BundleError, _AGAIN)
+        missing = [name for name in SUBMODEL_NAMES if name not in manifest.submodels]
         if missing:
             raise BundleError(
                 f"{source}: submodels {missing} are missing; convert the whole checkpoint again"
@@ -243,75 +274,9 @@ def read_manifest(directory: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(
-            f"{directory} holds no {MANIFEST_NAME}, so it is no bundle; make one with "
+            f"{directory} holds no {MANIFEST_NAME}, so it is not a bundle; make one with "
             "'sonic-convert convert CHECKPOINT BUNDLE'"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy or convert the bundle again") from error
     return Manifest.from_json(values, str(path))
-
-
-def _file(item: dict[str, Any]) -> FileInfo:
-    path = str(item["path"])
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise TypeError(f"path {path!r}")
-    return FileInfo(path, int(item["bytes"]), str(item["sha256"]))
-
-
-def _tensor(item: dict[str, Any]) -> TensorInfo:
-    shape = tuple(size if isinstance(size, int) else str(size) for size in item["shape"])
-    return TensorInfo(str(item["name"]), str(item["dtype"]), shape)
-
-
-def _submodel(item: dict[str, Any]) -> SubmodelInfo:
-    return SubmodelInfo(
-        name=str(item["name"]),
-        precision=str(item["precision"]),
-        opset=int(item["opset"]),
-        files=tuple(_file(file) for file in item["files"]),
-        inputs=tuple(_tensor(tensor) for tensor in item["inputs"]),
-        outputs=tuple(_tensor(tensor) for tensor in item["outputs"]),
-        work=_work(item.get("work")),
-    )
-
-
-def _work(item: dict[str, Any] | None) -> Work | None:
-    if item is None:
-        return None
-
-    def terms(values: dict[str, Any]) -> dict[str, float]:
-        return {str(term): float(value) for term, value in values.items()}
-
-    return Work(
-        {str(kind): terms(values) for kind, values in item["flop"].items()},
-        terms(item["activation_bytes"]),
-        int(item["weight_bytes"]),
-    )
-
-
-def _verification(item: dict[str, Any] | None) -> VerificationInfo | None:
-    return None if item is None else VerificationInfo.from_json(item)
-
-
-def _golden_submodel(item: dict[str, Any]) -> GoldenSubmodel:
-    shapes = (
-        {str(name): tuple(int(size) for size in shape) for name, shape in call.items()}
-        for call in item["call_shapes"]
-    )
-    return GoldenSubmodel(
-        _file(item["file"]), tuple(shapes), float(item["relative_l2"]), float(item["tolerance"])
-    )
-
-
-def _golden_clip(item: dict[str, Any]) -> GoldenClip:
-    x1, y1, x2, y2 = map(float, item["face_box"])
-    return GoldenClip(
-        portrait=_file(item["portrait"]),
-        speech=_file(item["speech"]),
-        expected=_file(item["expected"]),
-        face_box=(x1, y1, x2, y2),
-        resolution_pixels=int(item["resolution_pixels"]),
-        steps=int(item["steps"]),
-        psnr_db=float(item["psnr_db"]),
-        minimum_psnr_db=float(item["minimum_psnr_db"]),
-    )

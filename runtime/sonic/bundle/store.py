@@ -35,7 +35,8 @@ class Bundle:
         """A small array that the bundle carries, such as ``mel_filters`` (frequencies, mel bins)."""
         if name not in self.manifest.assets:
             raise BundleError(f"{self.directory} has no asset '{name}'; convert the checkpoint again")
-        return np.load(self.directory / self.manifest.assets[name].path, allow_pickle=False)
+        array: np.ndarray = np.load(self.directory / self.manifest.assets[name].path, allow_pickle=False)
+        return array
 
 
 def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sonic.records import TOLERANT
+
 Terms = Mapping[str, float]
 
 
@@ -39,6 +41,8 @@ class Work:
         weight_bytes: what the loaded weights hold.
     """
 
+    __pydantic_config__ = TOLERANT
+
     flop: Mapping[str, Terms] = field(default_factory=dict)
     activation_bytes: Terms = field(default_factory=dict)
     weight_bytes: int = 0
@@ -46,7 +50,3 @@ class Work:
     def flop_of(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Floating-point operations of one call by kind of operator."""
         return {kind: evaluate(terms, sizes) for kind, terms in self.flop.items()}
-
-    def peak_bytes_of(self, sizes: Mapping[str, int]) -> float:
-        """Weights and activations of one call."""
-        return self.weight_bytes + evaluate(self.activation_bytes, sizes)

@@ -1,31 +1,39 @@
-"""Errors at the command line."""
+"""How commands end: errors as one sentence, warnings as notes, signals after cleaning up."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 import click
 
-import sonic
-from sonic.errors import SonicError
+from sonic.errors import SonicError, SonicWarning
+
+# `docker stop`, systemd, Slurm and `timeout` send the first; a terminal that closes sends the second.
+_TERMINATING = tuple(
+    number for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")) if number is not None
+)
+_INTERRUPTED_EXIT_CODE = 130
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print an error that the user can solve as one sentence (exit code 2), and warnings as notes.
 
-    An interrupt ends with exit code 130, as shells expect.
+    Ctrl-C, SIGTERM and SIGHUP unwind the stack, so that whatever is half-written is removed, and end with
+    the exit code that shells expect (130, 143, 129).
     """
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         click.echo(f"note: {message}", err=True)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", sonic.SonicWarning)
+    with warnings.catch_warnings(), _signals_unwind():
+        warnings.simplefilter("always", SonicWarning)
         warnings.showwarning = show
         try:
             yield
@@ -38,4 +46,31 @@ def user_errors() -> Iterator[None]:
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was written", err=True)
-            sys.exit(130)
+            sys.exit(_INTERRUPTED_EXIT_CODE)
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Let signals that end a process raise `SystemExit` in the main thread.
+
+    A signal that is ignored, as `nohup` does, stays ignored.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in _TERMINATING:  # a second one must not interrupt the cleaning up
+            signal.signal(other, signal.SIG_IGN)
+        click.echo(f"ended by {signal.Signals(number).name}; nothing was written", err=True)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _TERMINATING}
+    replaced = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, before[number])

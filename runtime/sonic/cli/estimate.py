@@ -4,31 +4,57 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from sonic.bundle.store import find_bundle, open_bundle
+from sonic.cli.errors import user_errors
+from sonic.cli.options import PATH, size_options, threads_option
+from sonic.cli.tables import console
 from sonic.costs.calibration import calibrate
 from sonic.costs.estimate import Estimate, estimate_clip
 from sonic.costs.machines import MACHINES, Machine, find_machine
 from sonic.engines.registry import make_engine
 from sonic.errors import InputError, warn
-from sonic.media.portrait import output_size
+from sonic.host import stay_on_a_node
 from sonic.options import GenerationOptions, RunOptions
-from sonic.plan import ClipSize
+from sonic.plan import ClipPlan, plan_square_clip
 from sonic.storage.files import write_json
+
+
+@click.command()
+@click.argument("bundle")
+@size_options
+@click.option(
+    "--machine",
+    "machines",
+    multiple=True,
+    help="A server's name or the JSON file of one; repeat it to compare [all that are known].",
+)
+@click.option("--calibrate", "calibrated", is_flag=True, help="Measure this machine for some 10 seconds.")
+@click.option("--save", type=PATH, help="With --calibrate: write what was measured to this JSON file.")
+@threads_option
+def estimate(
+    bundle: str,
+    options: GenerationOptions,
+    machines: tuple[str, ...],
+    calibrated: bool,
+    save: Path | None,
+    run: RunOptions,
+) -> None:
+    """Estimate what a clip of a square portrait costs: operations, time, memory, disk and energy."""
+    with user_errors():
+        run_estimate(bundle, options, machines, calibrated, save, run)
 
 
 def run_estimate(
     bundle: str,
-    duration_seconds: float,
-    resolution_pixels: int | None,
-    steps: int | None,
+    options: GenerationOptions,
     machines: tuple[str, ...],
     calibrated: bool,
     save: Path | None,
-    threads: int | None,
+    run: RunOptions,
 ) -> list[Estimate]:
     """Print the cost of a clip on each machine; the arguments are those of the command.
 
@@ -41,55 +67,58 @@ def run_estimate(
         raise InputError("--save writes what --calibrate measures; give both")
     opened = open_bundle(find_bundle(bundle), check_digests=False)
     manifest = opened.manifest
-    options = GenerationOptions(duration_seconds, resolution_pixels, steps).resolved(manifest.constants)
-    assert options.resolution_pixels is not None and options.steps is not None
-    side = options.resolution_pixels
-    width, height = output_size(side, side, side, manifest.constants.portrait.size_multiple_pixels)
-    clip = ClipSize(duration_seconds, width, height, options.steps)
+    plan = plan_square_clip(manifest.constants, options, run)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
-        measured = calibrate(make_engine(opened, RunOptions(threads=threads)), clip)
+        stay_on_a_node(run.threads_at_once)  # as the clip would
+        measured = calibrate(make_engine(opened, run), plan)
         chosen.insert(0, measured)
         if save is not None:
             write_json(save, measured.to_json())
     elif not chosen:
         chosen = list(MACHINES.values())
-    if any(machine.projected for machine in chosen) and manifest.submodels["unet"].precision == "int8":
+    precisions = {manifest.submodels[calls.submodel].precision for calls in plan.submodel_calls}
+    if any(machine.projected for machine in chosen) and "int8" in precisions:
         warn("the time of int8 layers is projected as if they were float32; --calibrate measures it")
-    estimates = [estimate_clip(manifest, clip, machine) for machine in chosen]
-    _print(manifest.name, clip, chosen, estimates, Console())
+    estimates = [estimate_clip(manifest, plan, machine, run) for machine in chosen]
+    printer = console()
+    printer.print(work_table(manifest.name, plan, estimates[0]))
+    printer.print(cost_table(plan, chosen, estimates))
     return estimates
 
 
-def _print(
-    name: str, clip: ClipSize, machines: list[Machine], estimates: list[Estimate], console: Console
-) -> None:
-    first = estimates[0]
-    title = f"{name}: {clip.seconds:g} s of {clip.width} x {clip.height} pixels, {clip.steps} steps"
-    work = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    work.add_column("submodel")
-    work.add_column("TFLOP", justify="right")
-    work.add_column("share", justify="right")
-    total = sum(first.flop.values())
-    for submodel, flop in first.flop.items():
-        work.add_row(submodel, f"{flop / 1e12:,.4g}", f"{flop / total:.1%}")
-    work.add_section()
-    work.add_row("all", f"{total / 1e12:,.4g}", "")
-    console.print(work)
-    costs = Table(box=SIMPLE_HEAD, pad_edge=False)
+def work_table(name: str, plan: ClipPlan, estimate: Estimate) -> Table:
+    """Operations by submodel."""
+    size = plan.size
+    title = f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, {size.steps} steps"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("submodel")
+    table.add_column("TFLOP", justify="right")
+    table.add_column("share", justify="right")
+    total = sum(estimate.flop.values())
+    for submodel, flop in estimate.flop.items():
+        table.add_row(submodel, f"{flop / 1e12:,.4g}", f"{flop / total:.1%}")
+    table.add_section()
+    table.add_row("all", f"{total / 1e12:,.4g}", "")
+    return table
+
+
+def cost_table(plan: ClipPlan, machines: list[Machine], estimates: list[Estimate]) -> Table:
+    """Time, memory, disk and energy by machine."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("machine", "time", "per second of video", "peak memory", "disk", "energy"):
-        costs.add_column(column, justify="left" if column == "machine" else "right")
+        table.add_column(column, justify="left" if column == "machine" else "right")
     for machine, cost in zip(machines, estimates, strict=True):
-        costs.add_row(
+        table.add_row(
             machine.name + (" (projected)" if machine.projected else ""),
             _duration(cost.total_seconds),
-            _duration(cost.total_seconds / clip.seconds),
+            _duration(cost.total_seconds / plan.size.seconds),
             f"{cost.peak_bytes / 1e9:.2f} GB",
             f"{cost.disk_bytes / 1e9:.2f} GB",
             f"{cost.joules / 3.6e6:.3f} kWh" if machine.projected else "-",
         )
-    costs.caption = f"memory peaks during '{first.peak_stage}'"
-    console.print(costs)
+    table.caption = f"memory peaks during '{estimates[0].peak_stage}'"
+    return table
 
 
 def _duration(seconds: float) -> str:

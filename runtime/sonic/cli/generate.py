@@ -1,69 +1,60 @@
-"""sonic generate"""
+"""``sonic generate``: one video."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
+import numpy as np
 
-import sonic
 from sonic.cli.errors import user_errors
-from sonic.cli.options import generation_options
-from sonic.host import stay_on_a_node
-from sonic.media.video import check_output_path
+from sonic.cli.options import PATH, clip_options, load_for_command, run_options
+from sonic.media.checks import check_not_an_input
+from sonic.media.video import check_output_path, save_video
+from sonic.model import ClipArguments
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
 
-
-def load(
-    bundle: str, threads: int | None, memory: str = "balanced", bfloat16: bool = False
-) -> sonic.SonicModel:
-    """A model for a process of its own."""
-    stay_on_a_node(RunOptions(memory, threads, bfloat16).threads_at_once)
-    return sonic.load_model(bundle, threads=threads, memory=memory, bfloat16=bfloat16)
+OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write (.mp4).")
 
 
 @click.command()
 @click.option("--bundle", required=True, help="A bundle's name or path.")
-@generation_options
-def generate(bundle: str, **options: Any) -> None:
+@OUTPUT
+@clip_options
+@run_options
+def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> None:
     """Generate a talking-head video."""
-    run_generate(bundle, **options)
-
-
-def run_generate(
-    bundle: str,
-    *,
-    image: Path,
-    audio: Path,
-    output: Path,
-    resolution: int | None,
-    steps: int | None,
-    threads: int | None,
-    memory: str,
-    bfloat16: bool,
-    **options: Any,
-) -> None:
-    """Generate a video and say where it is; errors as in :func:`user_errors`."""
     with user_errors():
-        check_output_path(output)
-        progress = ConsoleProgress()
-        model = load(bundle, threads, memory, bfloat16)
-        rate = model.constants.video.h264_constant_rate_factor
-        with model.stream(
-            image=image,
-            audio=audio,
-            min_resolution=resolution,
-            inference_steps=steps,
-            progress=progress,
-            spool_directory=output.parent,
-            **options,
-        ) as video:
-            sonic.save_video(video, output, constant_rate_factor=rate)
-        frames, height, width, _ = video.shape
-        click.echo(
-            f"{output}: {frames / video.frame_rate_hz:.2f} s, {frames} frames of {width} x {height} at "
-            f"{video.frame_rate_hz:g} Hz, {os.path.getsize(output) / 1e6:.2f} MB"
-        )
+        click.echo(generate_file(bundle, output, clip, run))
+
+
+def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> str:
+    """Generate a video into a file.
+
+    Returns:
+        A sentence that says where it is, and how long and large.
+
+    Raises:
+        InputError, OutputError, BundleError: as :meth:`sonic.SonicModel.generate` and
+            :func:`sonic.save_video`; also where the output is one of the inputs.
+    """
+    check_not_an_input(output, input_files(clip))
+    check_output_path(output)
+    model = load_for_command(bundle, run)
+    rate = model.constants.video.h264_constant_rate_factor
+    arguments = replace(clip, progress=ConsoleProgress(), spool_directory=output.parent)
+    with model.stream_clip(arguments) as video:
+        save_video(video, output, constant_rate_factor=rate)
+    frames, height, width, _ = video.shape
+    return (
+        f"{output}: {frames / video.frame_rate_hz:.2f} s, {frames} frames of {width} x {height} at "
+        f"{video.frame_rate_hz:g} Hz, {output.stat().st_size / 1e6:.2f} MB"
+    )
+
+
+def input_files(clip: ClipArguments) -> list[Path]:
+    """The files that a clip is made from."""
+    named = (clip.image, clip.audio, clip.noise)
+    return [Path(path) for path in named if path is not None and not isinstance(path, np.ndarray)]

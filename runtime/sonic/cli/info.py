@@ -1,13 +1,26 @@
-"""A manifest as tables for people."""
+"""``sonic info``: a bundle's manifest as tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.table import Table
 
 from sonic.bundle.manifest import Manifest, TensorInfo
+from sonic.bundle.store import find_bundle, open_bundle
+from sonic.cli.errors import user_errors
+from sonic.cli.tables import console
+
+
+@click.command()
+@click.argument("bundle")
+def info(bundle: str) -> None:
+    """Print what a bundle holds: its manifest as tables."""
+    with user_errors():
+        directory = find_bundle(bundle)
+        print_manifest(open_bundle(directory, check_digests=False).manifest, directory, console())
 
 
 def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
@@ -100,7 +113,7 @@ def _golden_vectors(manifest: Manifest, directory: Path) -> str:
     if info is None:
         return "none; convert the checkpoint again to have the bundle verified"
     size = _megabytes(sum(file.bytes for file in info.files))
-    return f"{size}; 'sonic verify {directory}' holds the bundle against PyTorch on this machine"
+    return f"{size}; 'sonic verify {directory}' compares the bundle with PyTorch on this machine"
 
 
 def _signature(tensor: TensorInfo) -> str:

@@ -1,25 +1,81 @@
-"""Options that several commands share."""
+"""Command-line options, derived from their definitions.
+
+@click.command()
+@with_options(GenerationOptions, "options", only=("duration", "inference_steps"))
+def command(options: GenerationOptions) -> None: ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from sonic.cli.errors import user_errors
-from sonic.host import parse_processors, pin_to_processors
-from sonic.options import MEMORY_MODES
+from sonic.host import parse_processors, pin_to_processors, stay_on_a_node
+from sonic.model import ClipArguments, SonicModel, open_model
+from sonic.options import GenerationOptions, RunOptions
+from sonic.schema import Definition, PathLike, definitions
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+_TYPES = {int: click.INT, float: click.FLOAT, Path: PATH}
 
 
-def with_options(command: Any, options: Sequence[Any]) -> Any:
-    """A command with click's options, in their order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
+def with_options(
+    kind: type,
+    parameter: str,
+    *,
+    only: Collection[str] | None = None,
+    but: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[Command], Command]:
+    """Give a command the options that a dataclass defines; it gets an object of that class.
+
+    Args:
+        kind: the dataclass; see :mod:`sonic.schema`.
+        parameter: the name of the command's parameter for the object.
+        only, but: the fields that become options, or those that do not.
+        defaults: of this command, where they differ from the definition's.
+    """
+    defaults = defaults or {}
+    chosen = [d for d in definitions(kind) if (only is None or d.field in only) and d.field not in but]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(*args: Any, **values: Any) -> Any:
+            given = {definition.field: values.pop(definition.field) for definition in chosen}
+            with user_errors():
+                values[parameter] = kind(**given)
+            return command(*args, **values)
+
+        for definition in reversed(chosen):
+            call = _option(definition, defaults.get(definition.field, definition.default))(call)
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _option(definition: Definition, default: Any) -> Callable[[Command], Command]:
+    """One click option. Ranges are checked where the object is made, which says what would be right."""
+    flag = f"--{definition.name.replace('_', '-')}"
+    text = definition.option.sentence
+    if definition.required:
+        return click.option(flag, definition.field, required=True, type=PATH, help=f"{text}.")
+    if definition.kind is bool:
+        off = flag.replace("--", "--no-", 1)
+        state = "on" if default else "off"
+        return click.option(f"{flag}/{off}", definition.field, default=default, help=f"{text} [{state}].")
+    kind = click.Choice(definition.choices) if definition.choices else _TYPES[definition.kind]
+    if default is None:
+        used = f" [{definition.option.default}]" if definition.option.default else ""
+        return click.option(flag, definition.field, type=kind, help=f"{text}{used}.")
+    return click.option(
+        flag, definition.field, type=kind, default=default, show_default=True, help=f"{text}."
+    )
 
 
 def _pin(_context: click.Context, _parameter: click.Parameter, text: str | None) -> None:
@@ -29,46 +85,43 @@ def _pin(_context: click.Context, _parameter: click.Parameter, text: str | None)
             pin_to_processors(parse_processors(text))
 
 
-def processors_option(command: Any) -> Any:
+def processors_option(command: Command) -> Command:
     """The option of every command that runs submodels."""
     return click.option(
-        "--cpus", callback=_pin, expose_value=False, metavar="LIST",
+        "--cpus",
+        callback=_pin,
+        expose_value=False,
+        metavar="LIST",
         help="Run on these processors only, such as 0-31 [all that the process may use].",
-    )(command)  # fmt: skip
+    )(command)
 
 
-def engine_options(command: Any) -> Any:
-    """The options of every command that runs the UNet."""
-    memory = click.option("--memory", type=click.Choice(MEMORY_MODES), default="balanced", show_default=True,
-                          help="Guidance branches one by one, together, or all at once.")  # fmt: skip
-    threads = click.option("--threads", type=click.IntRange(1), help="Threads for one operator.")
-    bfloat16 = click.option("--bfloat16/--no-bfloat16", default=False,
-                            help="Products in bfloat16, where aarch64 processors have it [off].")  # fmt: skip
-    return threads(processors_option(bfloat16(memory(command))))
+def run_options(command: Command) -> Command:
+    """The options of every command that runs the UNet, as its parameter `run`."""
+    return with_options(RunOptions, "run")(processors_option(command))
 
 
-def generation_options(command: Any) -> Any:
-    """The options that ``sonic generate`` and ``generate.py`` share."""
-    options = [
-        click.option("--image", required=True, type=PATH, help="Portrait (JPEG, PNG, WebP, ...)."),
-        click.option("--audio", required=True, type=PATH, help="Speech (WAV, MP3, FLAC, M4A, ...)."),
-        click.option("--output", required=True, type=PATH, help="Video to write (.mp4)."),
-        click.option("--duration", type=float, help="Seconds of the recording to use [all]."),
-        click.option("--resolution", type=int, help="Short side in pixels [the bundle's]."),
-        click.option("--steps", type=int, help="Denoising steps [the bundle's]."),
-        click.option("--seed", type=int, help="Seed of the noise [the bundle's]."),
-        click.option("--dynamic-scale", type=float, default=1.0, show_default=True,
-                     help="Multiplies both motion buckets."),
-        click.option("--motion-scale", type=float, default=1.0, show_default=True,
-                     help="Multiplies the expression bucket on top."),
-        click.option("--expand-ratio", type=float,
-                     help="Crop to the face box, expanded by this ratio on each side [no crop]."),
-        click.option("--lip-sync-correction/--no-lip-sync-correction", default=False,
-                     help="Shift the sound by up to two frames to fit the mouth [off]."),
-        click.option("--smooth-motion/--no-smooth-motion", default=False,
-                     help="Filter out jitter over time [off]."),
-        click.option("--noise", type=PATH,
-                     help="Initial noise, .npy float32 (frames, 4, H/8, W/8)."),
-        click.option("--dump", type=PATH, help="Folder for intermediate results (.npy)."),
-    ]  # fmt: skip
-    return with_options(engine_options(command), options)
+def threads_option(command: Command) -> Command:
+    """`--threads` alone, as the parameter `run`."""
+    return with_options(RunOptions, "run", only=("threads",))(processors_option(command))
+
+
+def clip_options(command: Command) -> Command:
+    """Everything that says what one clip is, as the parameter `clip`."""
+    return with_options(ClipArguments, "clip")(command)
+
+
+def size_options(command: Command) -> Command:
+    """How long and how large a clip is and in how many steps it is denoised, as the parameter `options`."""
+    return with_options(
+        GenerationOptions,
+        "options",
+        only=("duration", "min_resolution", "inference_steps"),
+        defaults={"duration": 10.0},
+    )(command)
+
+
+def load_for_command(bundle: PathLike, run: RunOptions) -> SonicModel:
+    """A model for a process of its own, which stays on one NUMA node where its threads fit there."""
+    stay_on_a_node(run.threads_at_once)
+    return open_model(bundle, run)

@@ -10,35 +10,42 @@ import numpy as np
 
 from sonic.costs.machines import Machine, machine_at_hand
 from sonic.engines.base import Engine
+from sonic.errors import BundleError
 from sonic.media.video import save_video
-from sonic.plan import ClipSize, submodel_calls
-
-_HEAVY = ("unet", "vae_decoder", "frame_interpolator")
+from sonic.plan import ClipPlan, ClipSize
 
 
-def calibrate(engine: Engine, clip: ClipSize, seconds: float = 10.0) -> Machine:
-    """Measure what this machine reaches: the heavy submodels on small inputs, and the encoder.
+def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
+    """Measure what this machine reaches in the submodels that denoise and decode, and in encoding.
+
+    They are above 99 % of the work of any clip; the others count with the slowest of them.
 
     Each submodel runs at the clip's resolution where that is likely to fit into its share of the time,
     and with fewer frames or pixels else.
 
     Raises:
-        BundleError: as `estimate_clip`.
+        BundleError: a submodel cannot be run, or the bundle does not say what it computes.
     """
-    manifest = engine.bundle.manifest
-    efficiency: dict[str, float] = {}
-    for name in _HEAVY:
-        sizes = [s for n, s, _ in submodel_calls(manifest.constants, clip) if n == name]
-        if sizes:
-            efficiency[name] = _reached(engine, name, sizes[0], seconds / (len(_HEAVY) + 1)) / 1e9
+    sizes: dict[str, dict[str, int]] = {}
+    for stage in plan.stages:
+        if stage.several_clips:
+            for calls in stage.calls:
+                sizes.setdefault(calls.submodel, calls.sizes)
+    share = seconds / (len(sizes) + 1)
+    efficiency = {name: _reached(engine, name, axes, share) / 1e9 for name, axes in sizes.items()}
     efficiency["other"] = min(efficiency.values())
-    return machine_at_hand(1, efficiency, _encoding(clip, seconds / (len(_HEAVY) + 1)))
+    return machine_at_hand(1, efficiency, _encoding(plan.size, share))
 
 
 def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float) -> float:
     """Operations a second of one submodel."""
     info = engine.bundle.manifest.submodels[name]
-    assert info.work is not None
+    if info.work is None:
+        raise BundleError(
+            f"{engine.bundle.directory} does not say what its submodels compute; convert the checkpoint "
+            "again with this version"
+        )
+    counted = info.work
     generator = np.random.default_rng(0)
 
     def feeds(axes: dict[str, int]) -> dict[str, np.ndarray]:
@@ -59,7 +66,7 @@ def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: f
             session.run(values)
             return time.perf_counter() - started
 
-        work = {key: sum(info.work.flop_of(axes).values()) for key, axes in
+        work = {key: sum(counted.flop_of(axes).values()) for key, axes in
                 (("small", small), ("whole", sizes))}  # fmt: skip
         values = feeds(small)
         run(values)  # the first call allocates

@@ -1,8 +1,10 @@
 """What a clip costs before it is made: operations, seconds, memory, disk and energy.
 
-    estimate = estimate_clip(model.manifest, ClipSize(60.0, 512, 512, 25), MACHINES["kunpeng920"])
+    plan = plan_clip(model.constants, ClipSize(60.0, 512, 512, 25))
+    estimate = estimate_clip(model.manifest, plan, MACHINES["kunpeng920"])
 
-Operations follow from the bundle's own counts (`sonic.bundle.work`), seconds from what a machine reaches.
+Operations follow from the bundle's own counts (:mod:`sonic.bundle.work`), seconds from what a machine
+reaches.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from dataclasses import dataclass
 from sonic.bundle.manifest import Manifest
 from sonic.costs.machines import Machine
 from sonic.errors import BundleError
-from sonic.memory import base_bytes, peak_memory, spooled_bytes
+from sonic.host import resident_bytes
+from sonic.memory import peak_memory, temporary_disk_bytes
 from sonic.options import BALANCED, RunOptions
-from sonic.plan import ClipSize, submodel_calls
-from sonic.storage.spool import DEFAULT_MEMORY_LIMIT_BYTES
+from sonic.plan import ClipPlan
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,38 @@ class Estimate:
 
 
 def estimate_clip(
-    manifest: Manifest, clip: ClipSize, machine: Machine, run: RunOptions = BALANCED
+    manifest: Manifest, plan: ClipPlan, machine: Machine, run: RunOptions = BALANCED
 ) -> Estimate:
     """What a clip costs.
+
+    Args:
+        manifest: of the bundle.
+        plan: of the clip.
+        machine: that it runs on.
+        run: how its submodels run; the plan was made with it.
 
     Raises:
         BundleError: the bundle was made by a version that did not count its work.
     """
-    constants = manifest.constants
     flop: dict[str, float] = {}
-    for name, sizes, count in submodel_calls(constants, clip, run):
-        work = manifest.submodels[name].work
+    for calls in plan.submodel_calls:
+        work = manifest.submodels[calls.submodel].work
         if work is None:
             raise BundleError(
                 f"the bundle {manifest.name} does not say what its submodels compute; convert the "
                 "checkpoint again with this version"
             )
-        flop[name] = flop.get(name, 0.0) + count * sum(work.flop_of(sizes).values())
-    pixels = clip.height * clip.width * clip.shown_frames(constants)
+        operations = calls.count * sum(work.flop_of(calls.sizes).values())
+        flop[calls.submodel] = flop.get(calls.submodel, 0.0) + operations
+    pixels = plan.size.height * plan.size.width * plan.shown_frames
     seconds = {name: value / machine.flop_per_second(name) for name, value in flop.items()}
     seconds["encoding"] = pixels / 1e6 * machine.encode_seconds_per_megapixel
-    total = sum(seconds.values())
-    stage, needed = peak_memory(manifest, clip, run)
+    submodel, needed = peak_memory(manifest, plan, run)
     return Estimate(
         flop=flop,
         seconds=seconds,
-        peak_bytes=base_bytes() + needed,
-        peak_stage=stage,
-        disk_bytes=float(
-            sum(size for size in spooled_bytes(manifest, clip) if size > DEFAULT_MEMORY_LIMIT_BYTES)
-        ),
-        joules=total * machine.watts,
+        peak_bytes=resident_bytes() + needed,
+        peak_stage=submodel,
+        disk_bytes=temporary_disk_bytes(manifest, plan),
+        joules=sum(seconds.values()) * machine.watts,
     )

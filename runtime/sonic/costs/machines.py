@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from sonic.errors import InputError
+from sonic.host import total_bytes
+from sonic.records import EXACT, read_record
+
+
+def _with_other(efficiency: Mapping[str, float]) -> Mapping[str, float]:
+    if "other" not in efficiency:
+        raise ValueError("it should have 'other', for the submodels that it does not name")
+    return efficiency
+
+
+_Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -28,14 +40,18 @@ class Machine:
         projected: whether the efficiency comes from another machine.
     """
 
+    __pydantic_config__ = EXACT
+
     name: str
-    cores: int
-    gigahertz: float
-    flop_per_cycle: int
-    memory_gigabytes: float
-    watts: float
-    efficiency: Mapping[str, float] = field(default_factory=lambda: {"other": 0.6})
-    encode_seconds_per_megapixel: float = 0.02
+    cores: Annotated[int, Field(gt=0)]
+    gigahertz: _Positive
+    flop_per_cycle: Annotated[int, Field(gt=0)]
+    memory_gigabytes: _Positive
+    watts: _Positive
+    efficiency: Annotated[Mapping[str, _Positive], AfterValidator(_with_other)] = field(
+        default_factory=lambda: {"other": 0.6}
+    )
+    encode_seconds_per_megapixel: _Positive = 0.02
     projected: bool = True
 
     @property
@@ -82,32 +98,12 @@ def find_machine(name: str) -> Machine:
         known = ", ".join(MACHINES)
         raise InputError(f"no machine '{name}'; give one of {known}, or the JSON file of one")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the machine cannot be read ({error})") from error
-    return _machine(values, path)
-
-
-def _machine(values: Any, path: Path) -> Machine:
-    wanted = {item.name for item in fields(Machine)}
-    if not isinstance(values, dict) or set(values) - wanted:
-        found = sorted(set(values) - wanted) if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"{path}: {found} is unknown; a machine has {', '.join(sorted(wanted))}")
-    try:
-        machine = Machine(**values)
-        numbers = [machine.cores, machine.gigahertz, machine.flop_per_cycle, machine.memory_gigabytes,
-                   machine.watts, machine.encode_seconds_per_megapixel,
-                   *(machine.efficiency[name] for name in ("other", *machine.efficiency))]  # fmt: skip
-        valid = all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: the entry {error} of the machine is missing or malformed") from error
-    if not valid:
-        raise InputError(f"{path}: every number of a machine should be above zero")
-    return machine
+    return read_record(Machine, text, str(path), InputError)
 
 
 def machine_at_hand(cores: int, efficiency: Mapping[str, float], encode_seconds: float) -> Machine:
     """This machine: one "GHz" and one operation a cycle, so that `efficiency` is in GFLOP/s a core."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemTotal"))
-    return Machine("this machine", cores, 1.0, 1, kilobytes / 1e6, 1.0, efficiency, encode_seconds, False)
+    return Machine("this machine", cores, 1.0, 1, total_bytes() / 1e9, 1.0, efficiency, encode_seconds, False)

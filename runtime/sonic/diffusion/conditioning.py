@@ -1,4 +1,4 @@
-"""From a recording and a portrait's embedding to what the UNet is told about every frame."""
+"""From a recording and a portrait's embedding to the conditioning of every frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sonic.bundle.constants import AudioConstants
-from sonic.engines.base import Submodels
+from sonic.engines.base import Engine
 from sonic.media.audio import log_mel
 from sonic.storage.spool import ArraySpool
 
@@ -59,7 +59,7 @@ class SlidingWindows:
         ready = max(0, (len(buffer) - self._window) // self._stride + 1)
         ready = min(ready, self._left)
         starts = np.arange(ready) * self._stride
-        windows = buffer[starts[:, None] + np.arange(self._window)]
+        windows: np.ndarray = buffer[starts[:, None] + np.arange(self._window)]
         consumed = ready * self._stride
         self._skip += max(0, consumed - len(buffer))
         self._buffer = buffer[consumed:]
@@ -81,7 +81,7 @@ def condition_on_audio(
     samples: np.ndarray,
     image_embedding: np.ndarray,
     mel_filters: np.ndarray,
-    engine: Submodels,
+    engine: Engine,
     constants: AudioConstants,
     advance: Callable[[], None] = lambda: None,
     spool_directory: Path | None = None,
@@ -113,11 +113,13 @@ def condition_on_audio(
     ):
 
         def tokens_of(windows: np.ndarray) -> np.ndarray:
-            return audio2token.run({"audio_windows": windows[None]})["audio_tokens"][0]
+            tokens: np.ndarray = audio2token.run({"audio_windows": windows[None]})["audio_tokens"][0]
+            return tokens
 
         def buckets_of(windows: np.ndarray) -> np.ndarray:
             inputs = {"audio_windows": windows[None], "image_embedding": image_embedding}
-            return audio2bucket.run(inputs)["buckets"][0, :, :, 0]
+            buckets: np.ndarray = audio2bucket.run(inputs)["buckets"][0, :, :, 0]
+            return buckets
 
         tokens: ArraySpool | None = None
         unconditional: np.ndarray | None = None

@@ -1,4 +1,7 @@
-"""Classifier-free guidance over three branches: without both conditions, with the image, with both."""
+"""Classifier-free guidance over three branches, and how their predictions become one.
+
+Branch 0 is conditioned on neither image nor audio, branch 1 on the image, branch 2 on both.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,40 @@ import numpy as np
 
 from sonic.bundle.constants import GUIDANCE_BRANCHES
 
+BRANCH_NAMES = ("neither", "image", "both")
+
 
 def guidance_scales(first_last: tuple[float, float], steps: int) -> np.ndarray:
-    """A guidance weight for every step, linear from the first to the last: float32 (steps,)."""
+    """A guidance scale for every step, linear from the first to the last: float32 (steps,)."""
     return np.linspace(*first_last, steps, dtype=np.float32)
 
 
+def branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float, float]:
+    """What each branch counts in the guided sum; the weights add up to 1."""
+    return 1 - image_scale, image_scale - audio_scale, audio_scale
+
+
 def needed_branches(image_scale: float, audio_scale: float) -> tuple[int, ...]:
-    """The guidance branches whose weight is not zero: 0 without both, 1 with the image, 2 with both."""
+    """The branches whose weight is not zero."""
     weights = branch_weights(image_scale, audio_scale)
     return tuple(branch for branch, weight in enumerate(weights) if weight != 0)
 
 
 def guide(predictions: Mapping[int, np.ndarray], image_scale: float, audio_scale: float) -> np.ndarray:
-    """neither + image_scale (image - neither) + audio_scale (both - image), of those that are needed.
+    """neither + image_scale (image - neither) + audio_scale (both - image), of the branches needed.
 
     Where a branch has no weight, the sum is the same without it.
+
+    Args:
+        predictions: what the UNet predicted, by branch; float32 arrays of one shape.
+        image_scale, audio_scale: the step's guidance scales.
     """
     if len(predictions) == GUIDANCE_BRANCHES:
         neither, image, both = (predictions[branch] for branch in range(GUIDANCE_BRANCHES))
-        return neither + image_scale * (image - neither) + audio_scale * (both - image)
+        scales = np.float32(image_scale), np.float32(audio_scale)
+        guided: np.ndarray = neither + scales[0] * (image - neither) + scales[1] * (both - image)
+        return guided
     weights = branch_weights(image_scale, audio_scale)
     parts = [np.float32(weights[branch]) * values for branch, values in predictions.items()]
-    return np.sum(parts, axis=0)
-
-
-def branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float, float]:
-    """What each branch counts in the guided sum."""
-    return 1 - image_scale, image_scale - audio_scale, audio_scale
+    total: np.ndarray = np.sum(parts, axis=0)
+    return total

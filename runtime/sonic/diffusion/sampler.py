@@ -1,9 +1,7 @@
-"""Denoising a clip in ring windows with three guidance branches.
+"""Denoising clips: executes the plan of each (:mod:`sonic.diffusion.plan`), several at the same time.
 
-At step s every window starts ``s * window_shift_frames`` frames earlier and frame indices wrap around
-the clip, so that no frame stays at a window's border; where windows overlap (and in clips shorter than
-a window, whose frames appear more than once) the results are averaged. Memory holds the window that is
-computed; the latents of long clips are on disk.
+Where windows overlap (and in clips shorter than a window, whose frames appear more than once) the results
+are averaged. Memory holds the window that is computed; the latents of long clips are on disk.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from sonic.bundle.constants import SamplerConstants
-from sonic.diffusion.guidance import GUIDANCE_BRANCHES, guidance_scales, guide, needed_branches
-from sonic.diffusion.plan import window_indices
-from sonic.diffusion.schedule import euler_step, input_scale, karras_sigmas, model_timestep
+from sonic.bundle.manifest import mask_input
+from sonic.diffusion.guidance import guide
+from sonic.diffusion.plan import DenoisingPlan, DenoisingStep
+from sonic.diffusion.schedule import euler_step, input_scale, model_timestep
 from sonic.engines.base import Session
 from sonic.errors import BundleError
 from sonic.storage.spool import ArraySpool
@@ -27,7 +26,7 @@ from sonic.storage.spool import ArraySpool
 
 @dataclass(frozen=True)
 class ClipCondition:
-    """What the UNet is told about a clip.
+    """The UNet's conditioning for a clip.
 
     Attributes:
         reference_latent: (4, h, w) float32, the VAE's unscaled mode of the portrait.
@@ -50,15 +49,15 @@ class ClipSampler:
     """The latents of one clip from noise to what is decoded, one denoising step after another.
 
     Args:
-        noise: every frame's, (4, h, w) float32, standard normal; read once, so an iterator will do.
-        condition: what the clip shows and says.
-        steps: denoising steps, at least 1.
-        constants: sigmas, guidance and windows of the bundle.
-        branches_at_once: guidance branches in one call of the UNet.
+        noise: of every frame, (4, h, w) float32, standard normal; read once, so an iterator will do.
+        condition: the clip's conditioning.
+        plan: what is done.
+        constants: of the bundle's sampler.
         spool_directory: where latents go when they are many; the system's temporary folder by default.
 
     Attributes:
-        latents: (frames, 4, h, w) float32, scaled; finished when `step` is `steps`.
+        plan: what is done.
+        latents: (frames, 4, h, w) float32, scaled; finished when `step` is the number of the plan's steps.
         step: how many steps are done.
     """
 
@@ -66,41 +65,29 @@ class ClipSampler:
         self,
         noise: Iterable[np.ndarray],
         condition: ClipCondition,
-        steps: int,
+        plan: DenoisingPlan,
         constants: SamplerConstants,
-        branches_at_once: int = GUIDANCE_BRANCHES,
         spool_directory: Path | None = None,
     ) -> None:
-        self.steps, self.step = steps, 0
+        self.plan, self.step = plan, 0
         self._condition, self._constants = condition, constants
-        self._branches_at_once = branches_at_once
-        self._sigmas = karras_sigmas(steps, constants)
-        self._image_scales = guidance_scales(constants.image_guidance, steps)
-        self._audio_scales = guidance_scales(constants.audio_guidance, steps)
         shape = condition.reference_latent.shape
         self.latents = ArraySpool(shape, np.float32, directory=spool_directory)
         self._sums = ArraySpool(shape, np.float32, directory=spool_directory)  # of this step's windows
         start = condition.reference_latent * np.float32(constants.initial_latent_scale)
         for frame in noise:
-            self.latents.append((frame * self._sigmas[0] + start)[None])
+            self.latents.append((frame * np.float32(plan.steps[0].sigma) + start)[None])
             self._sums.append(np.zeros_like(start)[None])
 
     @property
-    def window_count(self) -> int:
-        """Windows of all steps."""
-        return self.steps * len(self.windows)
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= len(self.plan.steps)
 
     @property
-    def windows(self) -> list[np.ndarray]:
-        """The frames of this step's windows."""
-        return window_indices(len(self.latents), self.step, self._constants)
-
-    @property
-    def calls(self) -> list[tuple[int, ...]]:
-        """The branches of every call of the UNet that a window of this step needs."""
-        needed = needed_branches(self._image_scales[self.step], self._audio_scales[self.step])
-        at_once = self._branches_at_once
-        return [needed[start : start + at_once] for start in range(0, len(needed), at_once)]
+    def current(self) -> DenoisingStep:
+        """The step that comes next."""
+        return self.plan.steps[self.step]
 
     def predict(
         self, unet: Session, window: int, indices: np.ndarray, branches: tuple[int, ...]
@@ -110,17 +97,16 @@ class ClipSampler:
         Raises:
             BundleError: the UNet returned values that are not finite.
         """
-        sigma = float(self._sigmas[self.step])
+        sigma = self.current.sigma
         inputs = window_inputs(
             self.latents[indices], indices, sigma, self._condition, self._constants, branches
         )
-        predicted = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)[
-            "prediction"
-        ]
+        outputs = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)
+        predicted = outputs["prediction"]
         if not np.isfinite(predicted).all():
             raise BundleError(
                 f"the UNet returned values that are not finite at step {self.step + 1} of "
-                f"{self.steps}; the bundle's weights or precision cannot be right: run "
+                f"{len(self.plan.steps)}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
             )
         return dict(zip(branches, predicted, strict=True))
@@ -130,9 +116,9 @@ class ClipSampler:
 
         The windows of a step are finished in their order, so that sums have the same bytes.
         """
-        scales = self._image_scales[self.step], self._audio_scales[self.step]
-        sigma, next_sigma = float(self._sigmas[self.step]), float(self._sigmas[self.step + 1])
-        stepped = euler_step(self.latents[indices], guide(predictions, *scales), sigma, next_sigma)
+        step = self.current
+        guided = guide(predictions, step.image_scale, step.audio_scale)
+        stepped = euler_step(self.latents[indices], guided, step.sigma, step.next_sigma)
         frames, positions = np.unique(indices, return_inverse=True)
         sums = self._sums[frames]
         np.add.at(sums, positions, stepped)
@@ -140,8 +126,8 @@ class ClipSampler:
 
     def finish_step(self) -> None:
         """Put the results of all windows of this step together: the mean of those that hold a frame."""
-        counts = np.bincount(np.concatenate(self.windows)).astype(np.float32)
-        at_once = self._constants.window_frames
+        counts = np.bincount(np.concatenate(list(self.current.windows))).astype(np.float32)
+        at_once = self.current.windows.length
         for start in range(0, len(counts), at_once):
             sums, held = self._sums[start : start + at_once], counts[start : start + at_once]
             frames = np.arange(start, start + len(held))
@@ -160,7 +146,7 @@ def denoise_together(
 
     The calls of one step, for all windows and clips, do not depend on each other: `calls_at_once` of
     them run at the same time. Each is computed as it would be alone, so that a clip's bytes do not
-    depend on who is denoised beside it.
+    depend on which others are denoised beside it.
 
     Args:
         samplers: the clips, changed in place.
@@ -172,7 +158,7 @@ def denoise_together(
         BundleError: the UNet returned values that are not finite.
     """
     with ThreadPoolExecutor(calls_at_once) as pool:
-        while unfinished := [sampler for sampler in samplers if sampler.step < sampler.steps]:
+        while unfinished := [sampler for sampler in samplers if not sampler.finished]:
             running = [_submit_step(pool, sampler, unet) for sampler in unfinished]
             try:
                 for sampler, windows in zip(unfinished, running, strict=True):
@@ -193,10 +179,10 @@ def _submit_step(
     pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
 ) -> deque[tuple[np.ndarray, list[Future[dict[int, np.ndarray]]]]]:
     """All calls of a step on their way: for every window its frames, and what its calls predict."""
-    calls = sampler.calls
+    step = sampler.current
     return deque(
-        (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in calls])
-        for window, indices in enumerate(sampler.windows)
+        (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in step.calls])
+        for window, indices in enumerate(step.windows)
     )
 
 
@@ -206,11 +192,17 @@ def window_inputs(
     sigma: float,
     condition: ClipCondition,
     constants: SamplerConstants,
-    branches: Sequence[int] = range(GUIDANCE_BRANCHES),
+    branches: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """The UNet's inputs for one window, a row for each of some guidance branches.
 
-    Branch 0 is told neither image nor audio, 1 the image, 2 both.
+    Args:
+        latents: of the window's frames, (frames, 4, h, w) float32, scaled.
+        indices: the window's frames, int (frames,).
+        sigma: the latents' noise level.
+        condition: the clip's conditioning.
+        constants: of the bundle's sampler.
+        branches: 0 is conditioned on neither image nor audio, 1 on the image, 2 on both.
     """
     noisy = latents * np.float32(input_scale(sigma))
     reference = np.broadcast_to(condition.reference_latent, latents.shape)
@@ -230,5 +222,5 @@ def window_inputs(
         "added_time_ids": np.stack([time_ids] * len(branches)),
         "image_embedding": np.stack([embedding if branch else unseen for branch in branches]),
         "audio_tokens": np.stack([speech if branch == 2 else silent for branch in branches]),
-        **{f"mask_{level}": mask for level, mask in enumerate(condition.masks)},
+        **{mask_input(level): mask for level, mask in enumerate(condition.masks)},
     }

@@ -1,17 +1,19 @@
 """Running submodels: one small interface, so that another engine can take ONNX Runtime's place.
 
-    engine = OnnxRuntimeEngine(bundle)
+    engine = make_engine(bundle)
     with engine.open("image_encoder") as image_encoder:
         embedding = image_encoder.run({"pixel_values": pixels})["image_embedding"]
 
-A session lives as long as its ``with`` block: its weights leave memory with it.
+A session lives as long as its ``with`` block: its weights leave memory with it. Engines and sessions hold no
+state of a clip, so that any number of clips, in any threads, may share them; what belongs to a clip, such as
+its observer, is in :mod:`sonic.engines.watched`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -20,42 +22,35 @@ from sonic.bundle.store import Bundle
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One run of a submodel, as an observer sees it; `tags` says where in the clip it happened."""
-
-    submodel: str
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-    tags: Mapping[str, Any] = field(default_factory=dict)
-
-
-Observer = Callable[[Call], None]
-
-
 class Session(Protocol):
-    """A submodel that is ready to run."""
+    """A submodel that is ready to run; any number of threads may call it at the same time."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
-        """Compute every output, by name, from every input, by name."""
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
+        """Compute every output, by name, from every input, by name.
+
+        `tags` say where in the clip the call is, for those who watch it; they change no output.
+        """
 
     def __enter__(self) -> Session: ...
 
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
-class Submodels(Protocol):
-    """The submodels of one bundle, to be opened."""
+class Engine(Protocol):
+    """Opens the submodels of one bundle."""
 
     @property
     def bundle(self) -> Bundle:
         """The bundle."""
 
     def open(self, submodel: str) -> Session:
-        """Load a submodel; leave the ``with`` block to free it."""
+        """Load a submodel; leave the ``with`` block to free it.
 
-
-class Engine(Submodels, Protocol):
-    """Opens the submodels of one bundle; `observer` sees every call."""
-
-    observer: Observer | None
+        Raises:
+            BundleError: it cannot be loaded.
+        """

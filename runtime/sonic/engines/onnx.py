@@ -7,13 +7,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Call, Observer
+from sonic.engines.base import Arrays
 from sonic.errors import BundleError, InputError
 from sonic.host import has_bfloat16_products
 from sonic.options import BALANCED, RunOptions
@@ -65,7 +64,6 @@ class OnnxRuntimeEngine:
                 "not; leave it off"
             )
         self.bundle = bundle
-        self.observer: Observer | None = None
         self._options = session_options()
         threads = run.threads_of_a_call
         if threads is not None:
@@ -89,29 +87,24 @@ class OnnxRuntimeEngine:
                 f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__} ({reason}); "
                 "convert the checkpoint again or update onnxruntime"
             ) from error
-        return OnnxRuntimeSession(submodel, session, self)
+        return OnnxRuntimeSession(submodel, session)
 
 
 class OnnxRuntimeSession:
     """A loaded ONNX submodel."""
 
-    def __init__(
-        self, submodel: str, session: onnxruntime.InferenceSession, engine: OnnxRuntimeEngine
-    ) -> None:
+    def __init__(self, submodel: str, session: onnxruntime.InferenceSession) -> None:
         self._submodel = submodel
         self._session: onnxruntime.InferenceSession | None = session
-        self._engine = engine
         self._output_names = [output.name for output in session.get_outputs()]
 
-    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
         """Compute every output from every input."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise RuntimeError(f"the session of '{self._submodel}' is closed")
         feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        outputs = dict(zip(self._output_names, self._session.run(self._output_names, feeds), strict=True))
-        if self._engine.observer is not None:
-            self._engine.observer(Call(self._submodel, feeds, outputs, tags))
-        return outputs
+        return dict(zip(self._output_names, session.run(self._output_names, feeds), strict=True))
 
     def __enter__(self) -> OnnxRuntimeSession:
         return self

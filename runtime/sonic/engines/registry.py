@@ -1,4 +1,4 @@
-"""The engine that a bundle was made for."""
+"""The engines by their names in a manifest; each is imported when a bundle asks for it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from collections.abc import Callable
 
 from sonic.bundle.store import Bundle
 from sonic.engines.base import Engine
-from sonic.engines.onnx import OnnxRuntimeEngine
 from sonic.errors import BundleError
 from sonic.options import BALANCED, RunOptions
 
 
-def _tvm_engine(bundle: Bundle, run: RunOptions) -> Engine:
+def _onnxruntime(bundle: Bundle, run: RunOptions) -> Engine:
+    from sonic.engines.onnx import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, run)
+
+
+def _tvm(bundle: Bundle, run: RunOptions) -> Engine:
     from sonic.engines.tvm import TvmEngine
 
     return TvmEngine(bundle, run)
 
 
-ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {
-    "onnxruntime": OnnxRuntimeEngine,
-    "tvm": _tvm_engine,
-}
+ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {"onnxruntime": _onnxruntime, "tvm": _tvm}
 
 
 def make_engine(bundle: Bundle, run: RunOptions = BALANCED) -> Engine:
     """The engine that a bundle was made for.
 
     Raises:
-        BundleError: this runtime does not have it.
+        BundleError: this runtime does not have it, or cannot run the bundle.
         InputError: the processor does not have bfloat16.
     """
     name = bundle.manifest.engine

@@ -4,54 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Session, Submodels
+from sonic.engines.base import Arrays, Engine, Session
 
 
 class SharedSessions:
-    """Opens every submodel of an engine once, and leaves it open until it is told otherwise.
+    """Opens every submodel of an engine once, and keeps it loaded until `close`.
 
-    For several clips, also from several threads. Sessions that somebody still uses live on for them.
+    For several clips, also from several threads. Sessions that a clip still uses live on for it.
     """
 
-    def __init__(self, engine: Submodels) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._opened: dict[str, Session] = {}
         self._opening = Lock()
 
     @property
     def bundle(self) -> Bundle:
-        """The engine's."""
+        """The bundle of the engine."""
         return self._engine.bundle
 
     def open(self, submodel: str) -> Session:
-        """A session that the end of its ``with`` block leaves open."""
+        """A session that stays open at the end of its ``with`` block."""
         with self._opening:
             if submodel not in self._opened:
                 self._opened[submodel] = self._engine.open(submodel)
-            return _LeftOpen(self._opened[submodel])
+            return _BorrowedSession(self._opened[submodel])
 
     def close(self) -> None:
-        """Let go of all sessions; later ones are opened again."""
+        """Let go of all sessions; submodels that are asked for later are loaded again."""
         with self._opening:
             self._opened.clear()
 
 
-class _LeftOpen:
-    """A session whose ``with`` block does not close it."""
+class _BorrowedSession:
+    """A session whose ``with`` block does not close it: its owner does."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
         return self._session.run(inputs, **tags)
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         pass

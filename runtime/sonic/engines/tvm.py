@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import os
 import platform
 import weakref
@@ -25,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Call, Observer, Session
+from sonic.engines.base import Arrays, Session
 from sonic.engines.onnx import OnnxRuntimeEngine
 from sonic.errors import BundleError, InputError
 from sonic.host import affinity_count, cpu_features
 from sonic.options import BALANCED, RunOptions
+from sonic.records import TOLERANT, read_record
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
 PROGRAM = "program.json"
@@ -42,6 +42,8 @@ _INSTALL = "install it with: pip install 'sonic-runtime[tvm]'"
 class StoredWeight:
     """Where an array lies in the file of weights."""
 
+    __pydantic_config__ = TOLERANT
+
     key: str
     dtype: str
     shape: tuple[int, ...]
@@ -51,6 +53,8 @@ class StoredWeight:
 @dataclass(frozen=True)
 class Specialisation:
     """A shared library, and the shapes of the inputs that it was compiled for."""
+
+    __pydantic_config__ = TOLERANT
 
     library: str
     shapes: dict[str, tuple[int, ...]]
@@ -70,6 +74,8 @@ class Program:
             such a submodel runs any number of rows in parts of the compiled number.
     """
 
+    __pydantic_config__ = TOLERANT
+
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: tuple[StoredWeight, ...]
@@ -86,24 +92,10 @@ class Program:
             BundleError: it cannot be read.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                tuple(values["inputs"]),
-                tuple(values["outputs"]),
-                tuple(
-                    StoredWeight(w["key"], w["dtype"], tuple(w["shape"]), int(w["offset"]))
-                    for w in values["weights"]
-                ),
-                str(values["weights_file"]),
-                tuple(map(str, values["keys"])),
-                tuple(
-                    Specialisation(s["library"], {n: tuple(shape) for n, shape in s["shapes"].items()})
-                    for s in values["specialisations"]
-                ),
-                {str(name): int(axis) for name, axis in values["row_axes"].items()},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
+        return read_record(cls, text, str(path), BundleError, "compile the bundle again")
 
 
 class TvmEngine:
@@ -125,7 +117,6 @@ class TvmEngine:
             raise InputError("compiled bundles have no products in bfloat16; leave the option out")
         check_processor(bundle)
         self.bundle = bundle
-        self.observer: Observer | None = None
         self._threads = run.threads_of_a_call or affinity_count()
         load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
         self._graphs = OnnxRuntimeEngine(bundle, run)
@@ -137,18 +128,16 @@ class TvmEngine:
             BundleError: a file cannot be loaded.
         """
         if self.bundle.graph_path(submodel).name != PROGRAM:
-            self._graphs.observer = self.observer
             return self._graphs.open(submodel)
         set_threads(self._threads)
-        return TvmSession(submodel, self.bundle.graph_path(submodel), self)
+        return TvmSession(submodel, self.bundle.graph_path(submodel))
 
 
 class TvmSession:
     """A compiled submodel whose weights are mapped into memory; threads may share it."""
 
-    def __init__(self, submodel: str, path: Path, engine: TvmEngine | None = None) -> None:
+    def __init__(self, submodel: str, path: Path) -> None:
         self._submodel = submodel
-        self._engine = engine
         self._folder = path.parent
         self._program = Program.read(path)
         self._weights: list[Any] | None = _map_weights(self._folder, self._program)
@@ -157,7 +146,7 @@ class TvmSession:
         # Also where nobody leaves the session's block, but it is dropped.
         self._forget = weakref.finalize(self, _forget, self._program.keys)
 
-    def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
         """Compute every output from every input.
 
         Raises:
@@ -166,12 +155,6 @@ class TvmSession:
         if self._weights is None:
             raise RuntimeError(f"the session of '{self._submodel}' is closed")
         feeds = {name: np.ascontiguousarray(inputs[name]) for name in self._program.inputs}
-        outputs = self._run(feeds)
-        if self._engine is not None and self._engine.observer is not None:
-            self._engine.observer(Call(self._submodel, feeds, outputs, tags))
-        return outputs
-
-    def _run(self, feeds: Arrays) -> Arrays:
         chosen = choose(self._program, {name: array.shape for name, array in feeds.items()})
         if chosen is None:
             compiled = "; ".join(str(_main_shape(s.shapes)) for s in self._program.specialisations)

@@ -1,37 +1,34 @@
-"""One line of a file of jobs."""
+"""A file of jobs: every line is one clip, a JSON object.
+
+    {"image": "anna.png", "audio": "anna.wav", "output": "anna.mp4", "seed": 7, "steps": 20}
+
+`image`, `audio` and `output` are paths, relative to the file's folder; the other keys are the options of
+``sonic generate``, which are defined in :mod:`sonic.options`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sonic.bundle.store import sha256_of
 from sonic.errors import InputError
+from sonic.media.checks import check_not_an_input
 from sonic.media.video import check_output_path
-from sonic.options import GenerationOptions
-
-#: What a job may say beside its three paths: the key, the argument of `SonicModel.generate`, its type.
-JOB_OPTIONS: dict[str, tuple[str, type]] = {
-    "duration": ("duration", float),
-    "resolution": ("min_resolution", int),
-    "steps": ("inference_steps", int),
-    "seed": ("seed", int),
-    "dynamic_scale": ("dynamic_scale", float),
-    "motion_scale": ("motion_scale", float),
-    "expand_ratio": ("expand_ratio", float),
-    "lip_sync_correction": ("lip_sync_correction", bool),
-    "smooth_motion": ("smooth_motion", bool),
-    "noise": ("noise", str),
-}
-
+from sonic.model import ClipArguments
+from sonic.schema import definitions
 
 _PATHS = ("image", "audio", "output")
-
-
-_TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a path"}
+#: What a job may say beside its paths, by key.
+JOB_OPTIONS = {
+    definition.name: definition
+    for definition in definitions(ClipArguments)
+    if definition.field not in (*_PATHS, "dump")
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Job:
     Attributes:
         line: its number, from 1.
         image, audio, output: paths.
-        options: the other arguments of `SonicModel.generate`.
+        options: the other arguments of `SonicModel.generate` that the line gives, by name.
     """
 
     line: int
@@ -50,17 +47,27 @@ class Job:
     output: Path
     options: dict[str, Any]
 
+    @property
+    def inputs(self) -> Iterator[Path]:
+        """The files that it reads."""
+        yield from (self.image, self.audio)
+        if "noise" in self.options:
+            yield Path(self.options["noise"])
+
+    @property
+    def arguments(self) -> ClipArguments:
+        """Those of `SonicModel.generate`."""
+        return ClipArguments(self.image, self.audio, **self.options)
+
     def fingerprint(self, bundle_digest: str) -> str:
         """Changes when the bundle, an input file or an option does.
 
         Raises:
             InputError: an input file cannot be read.
         """
-        files = [self.image, self.audio]
-        files += [Path(self.options["noise"])] if "noise" in self.options else []
         options = {key: value for key, value in self.options.items() if key != "noise"}
         try:
-            digests = [sha256_of(path) for path in files]
+            digests = [sha256_of(path) for path in self.inputs]
         except OSError as error:
             raise InputError(f"{error.filename}: the file cannot be read ({error.strerror})") from error
         text = json.dumps([bundle_digest, digests, options], sort_keys=True)
@@ -71,11 +78,12 @@ def read_jobs(path: Path) -> list[Job]:
     """Read a file of jobs and check everything that can be checked before the first one starts.
 
     Raises:
-        InputError: the file or a line cannot be used; it is named.
+        InputError: the file or a line cannot be used, or an output is an input; it is named.
         OutputError: an output cannot be written where it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Editors of Windows put a byte order mark before UTF-8.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"{path}: the jobs cannot be read ({reason})") from error
@@ -86,6 +94,7 @@ def read_jobs(path: Path) -> list[Job]:
     ]
     if not jobs:
         raise InputError(f"{path} holds no jobs; write one JSON object a line")
+    inputs = [path, *dict.fromkeys(file for job in jobs for file in job.inputs)]
     first: dict[Path, int] = {}
     for job in jobs:
         output = job.output.absolute()
@@ -94,6 +103,7 @@ def read_jobs(path: Path) -> list[Job]:
                 f"{path}, line {job.line}: the output {job.output} is that of line {first[output]} too"
             )
         first[output] = job.line
+        check_not_an_input(job.output, inputs)
         check_output_path(job.output)
     return jobs
 
@@ -113,25 +123,14 @@ def _read_job(text: str, where: str, number: int, folder: Path) -> Job:
         if not isinstance(values.get(name), str) or not values[name]:
             raise InputError(f"{where}: '{name}' should be the path of a file")
     options: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in _PATHS or value is None:
+    for name, definition in JOB_OPTIONS.items():
+        value = values.get(name)
+        if value is None:
             continue
-        argument, kind = JOB_OPTIONS[name]
-        fits = isinstance(value, int | float if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{where}: '{name}' is {value!r}, but should be {_TYPE_NAMES[kind]}")
-        options[argument] = str(folder / value) if kind is str else value
-    try:
-        GenerationOptions(
-            duration_seconds=options.get("duration"),
-            resolution_pixels=options.get("min_resolution"),
-            steps=options.get("inference_steps"),
-            seed=options.get("seed"),
-            dynamic_scale=options.get("dynamic_scale", 1.0),
-            motion_scale=options.get("motion_scale", 1.0),
-            expand_ratio=options.get("expand_ratio"),
-        )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        try:
+            definition.check(value)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        options[definition.field] = str(folder / value) if definition.kind is Path else value
     image, audio, output = (folder / values[name] for name in _PATHS)
     return Job(number, image, audio, output, options)

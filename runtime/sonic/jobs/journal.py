@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sonic.bundle.store import sha256_of
 from sonic.errors import OutputError
 
 
@@ -33,13 +34,24 @@ class JobReport:
     sha256: str = ""
     finished_after_seconds: float = 0.0
 
+    def still_holds(self, fingerprint: str) -> bool:
+        """Whether the job is done, from the same inputs, and its file is as it was written."""
+        path = Path(self.output)
+        return (
+            self.status == "done"
+            and self.fingerprint == fingerprint
+            and path.is_file()
+            and path.stat().st_size == self.bytes
+            and sha256_of(path) == self.sha256
+        )
 
-def report_path(jobs: Path) -> Path:
-    """Where `run_batch` reports: ``jobs.jsonl`` -> ``jobs.report.jsonl``."""
+
+def journal_path(jobs: Path) -> Path:
+    """Where a batch reports: ``jobs.jsonl`` -> ``jobs.report.jsonl``."""
     return jobs.with_name(f"{jobs.stem}.report.jsonl")
 
 
-def read_report(path: Path) -> dict[str, JobReport]:
+def read_journal(path: Path) -> dict[str, JobReport]:
     """The last report on every output; lines that a kill cut short are left out."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -55,7 +67,12 @@ def read_report(path: Path) -> dict[str, JobReport]:
     return reports
 
 
-def append_report(path: Path, report: JobReport) -> None:
+def append_to_journal(path: Path, report: JobReport) -> None:
+    """Add a report, and have it on disk before this returns.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     line = json.dumps(asdict(report)).encode() + b"\n"
     try:
         with open(path, "ab+") as file:

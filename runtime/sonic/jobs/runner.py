@@ -1,12 +1,9 @@
 """Many videos from a file of jobs: ``sonic batch jobs.jsonl``.
 
-Every line of the file is one job, a JSON object:
+    reports = run_batch(model, read_jobs(path), journal_path(path))
 
-    {"image": "anna.png", "audio": "anna.wav", "output": "anna.mp4", "seed": 7, "steps": 20}
-
-`image`, `audio` and `output` are paths, relative to the file's folder; the other keys are the options
-of ``sonic generate`` (`JOB_OPTIONS`). What becomes of each job is written to a report beside the file
-as soon as it is known, so that a run that was stopped goes on with what is not done.
+What becomes of each job is written to a journal as soon as it is known, so that a run that was stopped goes
+on with what is not done.
 """
 
 from __future__ import annotations
@@ -22,112 +19,124 @@ from sonic.bundle.manifest import MANIFEST_NAME
 from sonic.bundle.store import sha256_of
 from sonic.errors import InputError, SonicError
 from sonic.jobs.job import Job
-from sonic.jobs.journal import JobReport, append_report, read_report
+from sonic.jobs.journal import JobReport, append_to_journal, read_journal
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
 from sonic.progress import Progress
+
+Report = Callable[[Job, JobReport], None]
 
 
 def run_batch(
     model: SonicModel,
     jobs: list[Job],
-    report: Path,
+    journal: Path,
     together: int = 4,
     progress: Progress | None = None,
-    tell: Callable[[Job, JobReport], None] = lambda job, report: None,
+    on_report: Report = lambda job, report: None,
 ) -> list[JobReport]:
     """Run every job that is not done, and go on where one fails.
 
-    A job is done when the report says so, nothing that it was made from has changed, and its file is
-    still the one that was written. While some clips are denoised, those before are decoded, and those
-    before these are encoded.
+    While some clips are denoised, those before are decoded, and those before these are encoded.
 
     Args:
         model: the loaded bundle.
-        jobs: from `read_jobs`.
-        report: a file of one JSON object a line, which grows by one line as each job ends.
+        jobs: from :func:`sonic.jobs.job.read_jobs`.
+        journal: a file of one JSON object a line, which grows by one line as each job ends.
         together: clips that are denoised together.
         progress: shows the stages.
-        tell: called with each job and its report, also for those done before.
+        on_report: called with each job and its report, also for those that were done before.
 
     Returns:
         The reports, in the order of the jobs.
 
     Raises:
-        OutputError: the report cannot be written.
+        OutputError: the journal cannot be written.
     """
-    started = time.monotonic()
-    bundle_digest = sha256_of(model.engine.bundle.directory / MANIFEST_NAME)
-    before = read_report(report)
-    reports: dict[int, JobReport] = {}
-
-    ending = Lock()
-
-    def end(job: Job, ended: JobReport, new: bool = True) -> None:
-        with ending:
-            reports[job.line] = ended
-            if new:
-                append_report(report, ended)
-            tell(job, ended)
-
-    def failed(job: Job, error: SonicError, fingerprint: str) -> JobReport:
-        seconds = round(time.monotonic() - started, 3)
-        return JobReport(_key(job), "failed", str(error), fingerprint, finished_after_seconds=seconds)
-
-    open_jobs: list[tuple[Job, str]] = []
-    for job in jobs:
-        try:
-            fingerprint = job.fingerprint(bundle_digest)
-        except InputError as error:
-            end(job, failed(job, error, ""))
-            continue
-        known = before.get(_key(job))
-        if known is not None and known.fingerprint == fingerprint and _is_whole(known):
-            end(job, known, new=False)
-        else:
-            open_jobs.append((job, fingerprint))
-
-    def finish(job: Job, fingerprint: str, video: Video) -> None:
-        quality = model.constants.video.h264_constant_rate_factor
-        try:
-            save_video(video, job.output, constant_rate_factor=quality)
-        except SonicError as error:
-            end(job, failed(job, error, fingerprint))
-            return
-        done = JobReport(
-            _key(job), "done", "", fingerprint, len(video), job.output.stat().st_size,
-            sha256_of(job.output), round(time.monotonic() - started, 3),
-        )  # fmt: skip
-        end(job, done)
-
-    clips = [{"image": job.image, "audio": job.audio, **job.options} for job, _ in open_jobs]
-    spool = report.absolute().parent
-    finishing: deque[Future[None]] = deque()
+    batch = _Batch(model, journal, on_report)
+    open_jobs = batch.open_jobs(jobs)
+    encoding: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as encoder:
-        for result in model.generate_many(clips, together=together, progress=progress, spool_directory=spool):
+        results = model.generate_many(
+            [job.arguments for job, _ in open_jobs],
+            together=together,
+            progress=progress,
+            spool_directory=journal.absolute().parent,
+        )
+        for result in results:
             job, fingerprint = open_jobs[result.index]
             if result.video is None:
                 assert result.error is not None
-                end(job, failed(job, result.error, fingerprint))
+                batch.fail(job, result.error, fingerprint)
                 continue
-            finishing.append(encoder.submit(finish, job, fingerprint, result.video))
-            while len(finishing) > together:
-                finishing.popleft().result()
-        for future in finishing:
+            encoding.append(encoder.submit(batch.encode, job, fingerprint, result.video))
+            while len(encoding) > together:  # frames of videos that wait are on disk, but not without end
+                encoding.popleft().result()
+        for future in encoding:
             future.result()
-    return [reports[job.line] for job in jobs]
+    return [batch.reports[job.line] for job in jobs]
+
+
+class _Batch:
+    """The reports of one run; jobs end in the encoder's thread and in the one that denoises."""
+
+    def __init__(self, model: SonicModel, journal: Path, on_report: Report) -> None:
+        self._journal, self._on_report = journal, on_report
+        self._quality = model.constants.video.h264_constant_rate_factor
+        self._bundle_digest = sha256_of(model.engine.bundle.directory / MANIFEST_NAME)
+        self._started = time.monotonic()
+        self._ending = Lock()
+        self.reports: dict[int, JobReport] = {}
+
+    def open_jobs(self, jobs: list[Job]) -> list[tuple[Job, str]]:
+        """The jobs that are not done, each with its fingerprint; the others are reported."""
+        known = read_journal(self._journal)
+        found: list[tuple[Job, str]] = []
+        for job in jobs:
+            try:
+                fingerprint = job.fingerprint(self._bundle_digest)
+            except InputError as error:
+                self.fail(job, error, "")
+                continue
+            before = known.get(_key(job))
+            if before is not None and before.still_holds(fingerprint):
+                self._end(job, before, new=False)
+            else:
+                found.append((job, fingerprint))
+        return found
+
+    def encode(self, job: Job, fingerprint: str, video: Video) -> None:
+        """Write a job's video, and report it."""
+        try:
+            save_video(video, job.output, constant_rate_factor=self._quality)
+        except SonicError as error:
+            self.fail(job, error, fingerprint)
+            return
+        size, digest = job.output.stat().st_size, sha256_of(job.output)
+        report = JobReport(
+            _key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
+        )
+        self._end(job, report)
+
+    def fail(self, job: Job, error: SonicError, fingerprint: str) -> None:
+        """Report a job that failed."""
+        self._end(
+            job,
+            JobReport(
+                _key(job), "failed", str(error), fingerprint, finished_after_seconds=self._seconds_so_far()
+            ),
+        )
+
+    def _end(self, job: Job, report: JobReport, new: bool = True) -> None:
+        with self._ending:
+            self.reports[job.line] = report
+            if new:
+                append_to_journal(self._journal, report)
+            self._on_report(job, report)
+
+    def _seconds_so_far(self) -> float:
+        return round(time.monotonic() - self._started, 3)
 
 
 def _key(job: Job) -> str:
     return str(job.output.absolute())
-
-
-def _is_whole(report: JobReport) -> bool:
-    """Whether a finished job's file is still there as it was written."""
-    path = Path(report.output)
-    return (
-        report.status == "done"
-        and path.is_file()
-        and path.stat().st_size == report.bytes
-        and sha256_of(path) == report.sha256
-    )

@@ -19,6 +19,7 @@ import soxr
 
 from sonic.bundle.constants import AudioConstants
 from sonic.errors import InputError
+from sonic.media.checks import check_file
 
 MINIMUM_SECONDS = 0.1
 SILENCE_PEAK_DBFS = -80.0
@@ -72,7 +73,7 @@ def load_sound(path: str | PathLike[str], maximum_seconds: float | None = None) 
             f"it should be {MINIMUM_SECONDS} s or more"
         )
     path = Path(path)
-    _check_file(path)
+    check_file(path, "a sound file")
     try:
         sound = _decode(path, maximum_seconds)
     except InputError:
@@ -92,21 +93,6 @@ def load_sound(path: str | PathLike[str], maximum_seconds: float | None = None) 
     if peak < _FULL_SCALE * 10 ** (SILENCE_PEAK_DBFS / 20):
         raise InputError(f"{path} is silent; give a recording with a voice in it")
     return sound
-
-
-def _check_file(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, but a sound file is needed")
-        if not path.exists():
-            raise InputError(f"{path} does not exist; give the path of a sound file")
-        if not path.is_file():  # a pipe would be waited for without end
-            raise InputError(f"{path} is not a regular file, but a sound file is needed")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty, but a sound file is needed")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a sound file") from error
 
 
 def _decode(path: Path, maximum_seconds: float | None) -> Sound:
@@ -247,4 +233,5 @@ def log_mel(samples: np.ndarray, mel_filters: np.ndarray, constants: AudioConsta
     mel = mel_filters.astype(np.float64).T @ power.T
     logarithm = np.log10(np.maximum(mel, 1e-10))
     logarithm = np.maximum(logarithm, logarithm.max() - 8.0)
-    return ((logarithm + 4.0) / 4.0).astype(np.float32)[np.newaxis]
+    features: np.ndarray = ((logarithm + 4.0) / 4.0).astype(np.float32)[np.newaxis]
+    return features

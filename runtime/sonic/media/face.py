@@ -111,9 +111,11 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     def row(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
         mixed = image[np.ix_(index, left)] * weight_left[:, np.newaxis]
         mixed += image[np.ix_(index, right)] * weight_right[:, np.newaxis]
-        return ((mixed >> 4) * weight[:, np.newaxis, np.newaxis]) >> 16
+        rounded: np.ndarray = ((mixed >> 4) * weight[:, np.newaxis, np.newaxis]) >> 16
+        return rounded
 
-    return ((row(upper, weight_upper) + row(lower, weight_lower) + 2) >> 2).astype(np.uint8)
+    resized: np.ndarray = ((row(upper, weight_upper) + row(lower, weight_lower) + 2) >> 2).astype(np.uint8)
+    return resized
 
 
 def _neighbours(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

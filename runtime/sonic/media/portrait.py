@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sonic.bundle.constants import PortraitConstants
 from sonic.errors import InputError, warn
+from sonic.media.checks import check_file
 from sonic.media.face import Face
 from sonic.options import GenerationOptions
 
@@ -58,18 +59,7 @@ def load_portrait(path: str | PathLike[str]) -> Image.Image:
             megapixels, below 32 pixels a side or more than 8 times longer than wide.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, but a picture is needed")
-        if not path.exists():
-            raise InputError(f"{path} does not exist; give the path of a picture")
-        if not path.is_file():  # a pipe would be waited for without end
-            raise InputError(f"{path} is not a regular file, but a picture is needed")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty, but a picture is needed")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a picture") from error
+    check_file(path, "a picture")
     try:
         with warnings.catch_warnings():
             # About odd EXIF data, which do no harm, and sizes, which are checked below before any
@@ -186,7 +176,7 @@ def output_size(width: int, height: int, resolution_pixels: int, multiple: int) 
     return new_width, new_height
 
 
-def frame_portrait(
+def portrait_from_picture(
     picture: Image.Image,
     name: str,
     detect: Callable[[Image.Image], list[Face]],
@@ -199,7 +189,7 @@ def frame_portrait(
         picture: RGB.
         name: of the picture, for messages.
         detect: finds the faces of a picture, the largest first.
-        options: resolved; `expand_ratio` and `resolution_pixels` count here.
+        options: resolved; `expand_ratio` and `min_resolution` count here.
         constants: of the bundle.
 
     Raises:
@@ -219,7 +209,7 @@ def frame_portrait(
         # As published: the face is detected again in the crop.
         found_again = detect(picture)
         box = found_again[0].box if found_again else cropped
-    resolution = options.resolution_pixels
+    resolution = options.min_resolution
     assert resolution is not None
     limit = constants.enlargement_limit_pixels
     if min(picture.size) < limit < resolution:
@@ -319,7 +309,8 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     rows = _cubic_matrix(mask.shape[2], height)
     columns = _cubic_matrix(mask.shape[3], width)
-    return (rows @ mask.astype(np.float64) @ columns.T).astype(np.float32)
+    resized: np.ndarray = (rows @ mask.astype(np.float64) @ columns.T).astype(np.float32)
+    return resized
 
 
 def _cubic_matrix(length: int, new_length: int) -> np.ndarray:
@@ -342,4 +333,5 @@ def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
     a, x = CUBIC_PARAMETER, distance
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x <= 1, near, far)
+    weights: np.ndarray = np.where(x <= 1, near, far)
+    return weights

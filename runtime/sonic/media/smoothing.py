@@ -84,7 +84,8 @@ class TemporalSmoother:
             return self._current
         gate = np.minimum.reduce(gates)
         second_difference = self._previous - 2 * self._current + following
-        return self._current + gate / 4 * second_difference
+        smoothed: NDArray[np.float32] = self._current + gate / 4 * second_difference
+        return smoothed
 
     def _gate(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
         """w for each pixel, with an axis of one for the channels."""

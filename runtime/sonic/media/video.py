@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
 from sonic.media.audio import Sound
+from sonic.storage.files import partial_name, reason_of, replacing
 from sonic.storage.spool import ArraySpool
 
 # The number of encoder threads changes x264's choices, so it is fixed: the bytes then do not
@@ -81,7 +79,8 @@ class Video:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(frames, height, width, 3)."""
-        return tuple(self.frames.shape)  # type: ignore[return-value]
+        frames, height, width, channels = self.frames.shape
+        return frames, height, width, channels
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -168,20 +167,15 @@ def save_video(
         raise InputError("a Video has its own frame rate; leave out frame_rate_hz")
     sound = video.sound if sound is None else sound
     _check_input(video, path, constant_rate_factor, sound)
-    # Absolute, so that FFmpeg takes no name for an address such as "concat:a.mp4".
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.mp4")
-    try:
-        _create(temporary, path)
-        _encode(video, temporary, constant_rate_factor, sound, progress)
-        with open(temporary, "rb+") as file:
+    # The partial file's path is absolute, so that FFmpeg takes no name for an address ("concat:a.mp4").
+    with replacing(path, "the video") as partial:
+        _create(partial, path)
+        try:
+            _encode(video, partial, constant_rate_factor, sound, progress)
+        except av.FFmpegError as error:  # some of them are no OSError
+            raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError | av.FFmpegError):
-            raise OutputError(f"{path}: the video cannot be written ({_reason(error)})") from error
-        raise
 
 
 def check_output_path(path: str | os.PathLike[str]) -> None:
@@ -193,9 +187,9 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     _check_suffix(path)
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.mp4")
-    _create(temporary, path)
-    temporary.unlink()
+    probe = partial_name(path)
+    _create(probe, path)
+    probe.unlink()
 
 
 def _check_suffix(path: Path) -> None:
@@ -229,21 +223,14 @@ def _check_input(
         )
 
 
-def _create(temporary: Path, path: Path) -> None:
-    """Create `temporary`, an empty file beside `path`, with the permissions of any new file."""
+def _create(partial: Path, path: Path) -> None:
+    """Create an empty file beside `path`, with the permissions of any new file."""
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: this is not a file; choose another name for the video")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
-        raise OutputError(f"{path}: the folder should exist and be writable ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    if number == errno.ENOSPC:
-        return "the disk is full"
-    return getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{path}: the folder should exist and be writable ({reason_of(error)})") from error
 
 
 def _encode(

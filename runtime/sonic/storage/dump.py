@@ -1,9 +1,10 @@
-"""Intermediate results as ``.npy`` files, so that anyone can hold them against another implementation."""
+"""Intermediate results as ``.npy`` files, to compare them with another implementation's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -11,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from sonic.errors import OutputError
+from sonic.storage.files import replacing
 from sonic.storage.spool import ArraySpool
 
 
@@ -26,7 +28,7 @@ class DumpWriter:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        self._finished: list[tuple[Path, Path]] = []
+        self._partial = ExitStack()  # files that get their names at the end
         self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -56,9 +58,8 @@ class DumpWriter:
 
     def open_rows(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> RowWriter:
         """A writer of `shape[0]` rows for a ``with`` block."""
-        temporary = self.directory / f".{name}.npy.{os.getpid()}"
-        self._finished.append((temporary, self.directory / f"{name}.npy"))
-        return RowWriter(temporary, shape, np.dtype(dtype))
+        partial = self._partial.enter_context(replacing(self.directory / f"{name}.npy"))
+        return RowWriter(partial, shape, np.dtype(dtype))
 
     def __enter__(self) -> DumpWriter:
         return self
@@ -69,12 +70,12 @@ class DumpWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            for temporary, final in self._finished:
-                os.replace(temporary, final)
-            return
-        for temporary, _ in self._finished:
-            temporary.unlink(missing_ok=True)
+        try:
+            self._partial.__exit__(kind, error, trace)
+        finally:
+            self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
         if self._made and not any(self.directory.iterdir()):
             self.directory.rmdir()
 

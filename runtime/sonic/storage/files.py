@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ from sonic.errors import OutputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, what: str = "") -> Iterator[Path]:
     """A temporary name in the folder of `path`, under which the caller creates a file or a folder.
 
         with replacing(Path("manifest.json")) as partial:
@@ -22,13 +23,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
     At the end of the block it replaces `path` by a rename; a folder that stood there goes first, as a
     rename cannot replace one. At any error, and when the process is interrupted or terminated, `path`
-    stays as it was and nothing is left beside it. The temporary name ends with the name of `path`, so that
-    it has its suffix.
+    stays as it was and nothing is left beside it. The temporary name has the suffix of `path`.
+
+    Args:
+        path: what is replaced.
+        what: it is, for the error: "the video".
 
     Raises:
         OutputError: the file or folder cannot be written there.
     """
-    partial = path.absolute().with_name(f".{secrets.token_hex(8)}.{path.name}")
+    partial = partial_name(path)
     try:
         yield partial
         if partial.is_dir() and path.is_dir():
@@ -37,10 +41,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError):
-            raise OutputError(
-                f"cannot write {path} ({error.strerror or error}); choose another place"
-            ) from error
+            reason = reason_of(error)
+            sentence = (
+                f"{path}: {what} cannot be written ({reason})"
+                if what
+                else f"cannot write {path} ({reason}); choose another place"
+            )
+            raise OutputError(sentence) from error
         raise
+
+
+def partial_name(path: Path) -> Path:
+    """A hidden name beside `path`, absolute, with its suffix, that nobody else uses.
+
+    It is short, so that a name as long as the file system takes can be replaced too.
+    """
+    return path.absolute().with_name(f".{secrets.token_hex(8)}{path.suffix}")
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in words."""
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "the disk is full"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

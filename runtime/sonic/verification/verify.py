@@ -1,34 +1,31 @@
-"""Holding a bundle, as this machine runs it, against what PyTorch computed when the bundle was made.
+"""Comparing a bundle, as this machine runs it, with what PyTorch computed when the bundle was made.
 
     verification = verify_bundle(load_model("sonic-base"))
     verification.passed
 
 A bundle carries, for every submodel, inputs that it saw in a real clip with PyTorch's outputs for them, and
-that short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). So a server accepts a
-bundle without PyTorch: each submodel has to stay within its tolerance, the clip above its PSNR, and every
-value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says where they come from.
+that short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). So a server
+accepts a bundle without PyTorch: each submodel has to stay within its tolerance, the clip above its PSNR,
+and every value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says
+where they come from.
 """
 
 from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from sonic.bundle.manifest import GoldenClip, VerificationInfo
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Submodels
+from sonic.engines.base import Engine
 from sonic.errors import BundleError
 from sonic.generation import ClipRequest
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
-from sonic.storage.files import write_json
 from sonic.verification.compare import compare, psnr_db
 from sonic.verification.golden import ExpectedClip, GoldenVectors
 
@@ -176,7 +173,7 @@ def verification_info(bundle: Bundle) -> VerificationInfo:
     return bundle.manifest.verification
 
 
-def measure_submodel(engine: Submodels, name: str, vectors: GoldenVectors) -> tuple[float, float]:
+def measure_submodel(engine: Engine, name: str, vectors: GoldenVectors) -> tuple[float, float]:
     """Run a submodel on its golden inputs.
 
     Returns:
@@ -226,7 +223,7 @@ def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progre
         InputError: the clip needs more memory than is free.
     """
     directory = model.engine.bundle.directory
-    options = GenerationOptions(resolution_pixels=clip.resolution_pixels, steps=clip.steps)
+    options = GenerationOptions(min_resolution=clip.resolution_pixels, inference_steps=clip.steps)
     request = ClipRequest(
         directory / clip.portrait.path,
         directory / clip.speech.path,
@@ -255,42 +252,6 @@ def measure_clip(bundle: Bundle, frames: np.ndarray, expected: np.ndarray) -> fl
     return psnr_db(float(np.mean(difference**2)))
 
 
-def verification_table(verification: Verification) -> Table:
-    """The comparison for a terminal of 80 columns."""
-    title = f"{verification.bundle} on {verification.machine} against PyTorch"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("compared", "max abs", "relative L2", "when made", "tolerance", ""):
-        table.add_column(column, justify="left" if column == "compared" else "right", no_wrap=True)
-    for row in verification.submodels:
-        found = (f"{row.max_abs:.2e}", f"{row.relative_l2:.2e}") if row.finite else ("", "not finite")
-        verdict = "ok" if row.passed else "FAILED"
-        table.add_row(row.name, *found, f"{row.when_made:.2e}", f"{row.tolerance:.2g}", verdict)
-    clip = verification.clip
-    table.add_section()
-    table.add_row(
-        "clip",
-        "PSNR",
-        "none" if clip.psnr_db is None else f"{clip.psnr_db:.1f} dB",
-        f"{clip.when_made:.1f} dB",
-        f">= {clip.minimum_psnr_db:.1f} dB",
-        "ok" if clip.passed else "FAILED",
-    )
-    table.caption = (
-        f"the clip has {verification.frames} frames of {verification.width} x {verification.height}, "
-        f"{verification.steps} steps" + (f"; {clip.problem}" if clip.problem else "")
-    )
-    return table
-
-
-def write_verification(path: Path, verification: Verification) -> None:
-    """Write the numbers as JSON, at once.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_json(path, verification.to_json())
-
-
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
@@ -300,6 +261,4 @@ __all__ = [
     "SubmodelVerification",
     "Verification",
     "verify_bundle",
-    "verification_table",
-    "write_verification",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ from sonic_convert.parity.parity import measure_parity
 @pytest.mark.parametrize(
     ("speech", "options"),
     [
-        ("short_wav", GenerationOptions(steps=3, resolution_pixels=64)),
+        ("short_wav", GenerationOptions(inference_steps=3, min_resolution=64)),
         (
             "long_mp3",
-            GenerationOptions(steps=2, resolution_pixels=64, dynamic_scale=1.3, motion_scale=0.8),
+            GenerationOptions(inference_steps=2, min_resolution=64, dynamic_scale=1.3, motion_scale=0.8),
         ),
     ],
 )
@@ -54,14 +55,16 @@ def test_bundle_equals_torch(
 
 def test_command_reports_and_records(small, portrait: Path, short_wav: Path, tmp_path: Path) -> None:
     report, picture = tmp_path / "parity.json", tmp_path / "worst.png"
-    arguments = ["parity", str(small.checkpoint), str(small.bundle), "--image", str(portrait), "--audio",
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small.bundle, bundle)  # the command writes into its manifest
+    arguments = ["parity", str(small.checkpoint), str(bundle), "--image", str(portrait), "--audio",
                  str(short_wav), "--steps", "1", "--resolution", "64", "--json", str(report),
                  "--picture", str(picture)]  # fmt: skip
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     numbers = json.loads(report.read_text())
     assert numbers["passed"] and numbers["video"]["psnr_db"] >= 50
-    assert read_manifest(small.bundle).parity["video"] == numbers["video"]
+    assert read_manifest(bundle).parity["video"] == numbers["video"]
     height, width = numbers["video"]["height"], numbers["video"]["width"]
     assert Image.open(picture).size == (3 * width, height)
 

@@ -16,10 +16,10 @@ from sonic.cli.main import main
 from sonic.costs.calibration import calibrate
 from sonic.costs.estimate import estimate_clip
 from sonic.costs.machines import MACHINES, find_machine
-from sonic.engines.base import Call
+from sonic.engines.watched import Call
 from sonic.memory import peak_memory
 from sonic.options import RunOptions
-from sonic.plan import ClipSize, submodel_calls
+from sonic.plan import ClipSize, plan_clip
 
 
 def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Path) -> None:
@@ -29,7 +29,9 @@ def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Pa
     clip = ClipSize(video.sound.duration_seconds, width, height, 2)
     expected: Counter[str] = Counter()
     work: dict[str, float] = {}
-    for name, sizes, count in submodel_calls(model.constants, clip):
+    plan = plan_clip(model.constants, clip)
+    for calls_planned in plan.submodel_calls:
+        name, sizes, count = calls_planned.submodel, calls_planned.sizes, calls_planned.count
         expected[name] += count
         flop = model.manifest.submodels[name].work.flop_of(sizes)
         work[name] = work.get(name, 0) + count * sum(flop.values())
@@ -38,10 +40,10 @@ def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Pa
     for name in ("audio2token", "audio2bucket"):
         del expected[name], found[name]
     assert found == expected
-    estimate = estimate_clip(model.manifest, clip, MACHINES["kunpeng920"])
+    estimate = estimate_clip(model.manifest, plan, MACHINES["kunpeng920"])
     assert estimate.flop == work
     unet = next(call for call in calls if call.submodel == "unet")
-    sizes = next(s for n, s, _ in submodel_calls(model.constants, clip) if n == "unet")
+    sizes = next(planned.sizes for planned in plan.submodel_calls if planned.submodel == "unet")
     assert unet.inputs["sample"].shape == (
         sizes["batch"], sizes["frames"], 8, sizes["height"], sizes["width"],
     )  # fmt: skip
@@ -49,16 +51,16 @@ def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Pa
 
 def test_cost_grows_with_the_clip_and_memory_hardly(model) -> None:
     machine = MACHINES["graviton3"]
-    short, long = (estimate_clip(model.manifest, ClipSize(s, 128, 128, 25), machine) for s in (6, 60))
+    short, long = (estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 128, 128, 25)), machine) for s in (6, 60))
     assert 9 < long.total_seconds / short.total_seconds < 11
     assert long.peak_bytes < 1.15 * short.peak_bytes
-    large = estimate_clip(model.manifest, ClipSize(6, 512, 512, 25), machine)
+    large = estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(6, 512, 512, 25)), machine)
     assert large.peak_bytes > short.peak_bytes and large.total_seconds > 16 * short.total_seconds
 
 
 def test_an_hour_needs_disk_and_no_more_memory(model) -> None:
     machine = MACHINES["graviton3"]
-    minutes, hour = (estimate_clip(model.manifest, ClipSize(s, 512, 512, 25), machine) for s in (900, 3600))
+    minutes, hour = (estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 512, 512, 25)), machine) for s in (900, 3600))
     assert hour.peak_bytes == pytest.approx(minutes.peak_bytes, abs=2**20)  # but for this process itself
     assert hour.disk_bytes == pytest.approx(4 * minutes.disk_bytes)
     latents = 2 * 45_000 * 4 * 64 * 64 * 4
@@ -71,18 +73,19 @@ def test_the_fast_mode_counts_the_calls_that_there_are(model, monkeypatch) -> No
 
     def needed(cores: int, together: int = 1) -> float:
         monkeypatch.setattr("sonic.options.cpu_count", lambda: cores)
-        return peak_memory(model.manifest, clip, RunOptions("fast"), together)[1]
+        run = RunOptions(memory="fast")
+        return peak_memory(model.manifest, plan_clip(model.constants, clip, run), run, together)[1]
 
     assert needed(1) < needed(2) < needed(6) == needed(64)
     assert needed(64) < needed(6, together=4) < needed(64, together=4)
 
 
 def test_calibration_measures_this_machine(model) -> None:
-    machine = calibrate(model.engine, ClipSize(1, 64, 64, 2), seconds=0.2)
+    machine = calibrate(model.engine, plan_clip(model.constants, ClipSize(1, 64, 64, 2)), seconds=0.2)
     assert not machine.projected
     assert set(machine.efficiency) == {"unet", "vae_decoder", "frame_interpolator", "other"}
     assert all(np.isfinite(value) and value > 0 for value in machine.efficiency.values())
-    cost = estimate_clip(model.manifest, ClipSize(1, 64, 64, 2), machine)
+    cost = estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(1, 64, 64, 2)), machine)
     assert 0 < cost.total_seconds < 600
 
 
@@ -126,5 +129,8 @@ def test_the_command_prints_every_known_machine(small, tmp_path: Path) -> None:
 def test_a_bundle_that_says_nothing_of_its_work_is_refused(model) -> None:
     submodels = {name: replace(info, work=None) for name, info in model.manifest.submodels.items()}
     with pytest.raises(sonic.BundleError, match="convert the checkpoint again"):
-        estimate_clip(replace(model.manifest, submodels=submodels), ClipSize(1, 64, 64, 1),
-                      MACHINES["altra"])  # fmt: skip
+        estimate_clip(
+            replace(model.manifest, submodels=submodels),
+            plan_clip(model.constants, ClipSize(1, 64, 64, 1)),
+            MACHINES["altra"],
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonic.bundle.constants import SamplerConstants
+from sonic.bundle.constants import GUIDANCE_BRANCHES, SamplerConstants
 from sonic.diffusion.conditioning import SlidingWindows
 from sonic.diffusion.decoding import hold_last, interpolate, quantize
 from sonic.diffusion.noise import draw_noise
-from sonic.diffusion.plan import window_indices
+from sonic.diffusion.plan import plan_denoising, step_windows
 from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
 from sonic.diffusion.schedule import euler_step, input_scale, karras_sigmas, model_timestep
 from sonic.errors import BundleError
@@ -51,7 +52,7 @@ def test_schedule_is_diffusers(steps: int) -> None:
 
 @given(st.integers(1, 200), st.integers(0, 60))
 def test_windows_cover_the_ring(frames: int, step: int) -> None:
-    windows = window_indices(frames, step, CONSTANTS)
+    windows = step_windows(frames, step, CONSTANTS)
     assert len(windows) == -(-frames // 25)
     assert all(len(window) == 25 for window in windows)
     assert set(np.concatenate(windows)) == set(range(frames))
@@ -87,8 +88,20 @@ def condition(frames: int) -> ClipCondition:
     )
 
 
+def sampler_of(
+    noise: Iterable[np.ndarray],
+    frames: int,
+    steps: int,
+    constants: SamplerConstants = CONSTANTS,
+    branches_at_once: int = GUIDANCE_BRANCHES,
+    spool_directory: Path | None = None,
+) -> ClipSampler:
+    plan = plan_denoising(frames, steps, constants, branches_at_once)
+    return ClipSampler(noise, condition(frames), plan, constants, spool_directory)
+
+
 def denoise(noise: np.ndarray, unet: LinearUNet, steps: int, calls_at_once: int = 1) -> np.ndarray:
-    sampler = ClipSampler(noise, condition(len(noise)), steps, CONSTANTS)
+    sampler = sampler_of(noise, len(noise), steps)
     denoise_together([sampler], unet, calls_at_once)
     return np.asarray(sampler.latents)
 
@@ -122,7 +135,7 @@ class BranchUNet(LinearUNet):
 def test_branches_without_weight_are_not_run(image: float, audio: float, branches: int, at_once: int) -> None:
     constants = replace(CONSTANTS, image_guidance=(image, image), audio_guidance=(audio, audio))
     noise, unet = draw_noise(0, 4, 4, 2, 2), BranchUNet()
-    sampler = ClipSampler(noise, condition(4), 1, constants, at_once)
+    sampler = sampler_of(noise, 4, 1, constants, at_once)
     expected = 0.1 * (1 + image * (4 - 1) + audio * (9 - 4))
     sigmas = karras_sigmas(1, constants)
     initial = np.asarray(sampler.latents)
@@ -149,11 +162,11 @@ def test_clips_together_are_each_as_alone(
 ) -> None:
     noises = [draw_noise(index, frames, 4, 2, 2) for index, (frames, _) in enumerate(clips)]
     samplers = [
-        ClipSampler(noise, condition(len(noise)), steps, CONSTANTS, branches_at_once)
+        sampler_of(noise, len(noise), steps, CONSTANTS, branches_at_once)
         for noise, (_, steps) in zip(noises, clips, strict=True)
     ]
     advanced: list[None] = []
-    expected_calls = sum(sampler.window_count for sampler in samplers)
+    expected_calls = sum(sampler.plan.window_count for sampler in samplers)
     denoise_together(samplers, LinearUNet(), calls_at_once, lambda: advanced.append(None))
     assert len(advanced) == expected_calls
     for sampler, noise, (_, steps) in zip(samplers, noises, clips, strict=True):
@@ -170,7 +183,7 @@ def test_latents_on_disk_are_those_in_memory(frames: int, calls_at_once: int, mo
         return ArraySpool(*arguments, memory_limit_bytes=0, **options)
 
     monkeypatch.setattr("sonic.diffusion.sampler.ArraySpool", on_disk)
-    sampler = ClipSampler(iter(noise), condition(frames), 3, CONSTANTS, spool_directory=tmp_path)
+    sampler = sampler_of(iter(noise), frames, 3, spool_directory=tmp_path)
     denoise_together([sampler], unet, calls_at_once)
     assert sampler.latents.on_disk
     np.testing.assert_array_equal(sampler.latents, expected)
@@ -183,10 +196,10 @@ def test_frames_are_the_mean_of_their_windows() -> None:
             return {"prediction": np.full_like(inputs["sample"][:, :, :4], tags["window"])}
 
     noise = draw_noise(0, 53, 4, 2, 2)
-    sampler = ClipSampler(noise, condition(53), 1, CONSTANTS)
+    sampler = sampler_of(noise, 53, 1)
     initial, sigmas = np.asarray(sampler.latents), karras_sigmas(1, CONSTANTS)
     denoise_together([sampler], NumberingUNet())
-    holders = [[n for n, window in enumerate(window_indices(53, 0, CONSTANTS)) if frame in window]
+    holders = [[n for n, window in enumerate(step_windows(53, 0, CONSTANTS)) if frame in window]
                for frame in range(53)]  # fmt: skip
     assert {len(numbers) for numbers in holders} == {1, 2}
     for frame, numbers in enumerate(holders):

@@ -20,10 +20,10 @@ from sonic.bundle.manifest import FileInfo, read_manifest
 from sonic.bundle.store import Bundle, open_bundle
 from sonic.cli.main import main
 from sonic.engines import tvm as tvm_engine
-from sonic.engines.base import Call
 from sonic.engines.onnx import OnnxRuntimeSession
 from sonic.engines.registry import make_engine
 from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight, TvmSession, choose
+from sonic.engines.watched import Call, WatchedEngine
 from sonic.errors import BundleError, InputError
 from sonic.options import RunOptions
 
@@ -160,10 +160,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def opened(tmp_path: Path, forgotten: list[str], machine: Machine) -> Callable[..., TvmSession]:
-    def make(program: Program, observer: Any = None) -> TvmSession:
+    def make(program: Program) -> TvmSession:
         (tmp_path / PROGRAM).write_text(json.dumps(asdict(program)))
-        engine: Any = SimpleNamespace(observer=observer)
-        return TvmSession("audio2token", tmp_path / PROGRAM, engine)
+        return TvmSession("audio2token", tmp_path / PROGRAM)
 
     return make
 
@@ -215,7 +214,9 @@ def test_weights_are_mapped(tmp_path: Path, opened: Callable[..., TvmSession]) -
 def test_an_observer_sees_whole_calls(opened: Callable[..., TvmSession]) -> None:
     calls: list[Call] = []
     x, z = normal(1, 30, 4), normal(1, 8)
-    outputs = opened(ROWS, calls.append).run({"x": x, "z": z}, window=3)
+    engine: Any = SimpleNamespace(bundle=None, open=lambda submodel: opened(ROWS))
+    with WatchedEngine(engine, calls.append).open("audio2token") as session:
+        outputs = session.run({"x": x, "z": z}, window=3)
     (call,) = calls
     assert call.submodel == "audio2token" and call.tags == {"window": 3}
     np.testing.assert_array_equal(call.inputs["x"], x)
@@ -358,9 +359,8 @@ def test_an_observer_of_graphs(compiled: Bundle, monkeypatch: pytest.MonkeyPatch
     on(monkeypatch, "aarch64", *TARGET["features"])
     monkeypatch.setattr(tvm_engine.os, "environ", {})
     monkeypatch.setattr(tvm_engine, "load_libraries", lambda bundle: None)
-    engine = make_engine(compiled)
     calls: list[Call] = []
-    engine.observer = calls.append
+    engine = WatchedEngine(make_engine(compiled), calls.append)
     shapes = {tensor.name: tensor.shape for tensor in compiled.manifest.submodels["audio2token"].inputs}
     ((name, shape),) = shapes.items()
     with engine.open("audio2token") as session:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 import sonic
 from sonic.cli.main import main
 from sonic.jobs import runner as batch
+from sonic.jobs.journal import read_journal
 from sonic.options import RunOptions
 
 FAST = {"steps": 1, "resolution": 64}
@@ -49,14 +50,14 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("memory", ["low", "balanced", "fast"])
 def test_clips_of_a_batch_are_those_of_single_runs(memory: str, model, portrait, short_wav, long_mp3) -> None:
     # Branches run apart in both "low" and "fast", and there is one call at a time in "low".
-    alone = sonic.SonicModel(model.engine, RunOptions("low" if memory == "fast" else memory))
+    alone = sonic.SonicModel(model.engine, RunOptions(memory="low" if memory == "fast" else memory))
     fast = {"inference_steps": 2, "min_resolution": 64}
     clips = [
         {"image": portrait, "audio": long_mp3, "seed": 1, **fast},
         {"image": portrait, "audio": short_wav, "seed": 2, **fast, "inference_steps": 1},
         {"image": portrait, "audio": short_wav, "seed": 3, **fast},
     ]
-    together = sonic.SonicModel(model.engine, RunOptions(memory))
+    together = sonic.SonicModel(model.engine, RunOptions(memory=memory))
     results = list(together.generate_many(iter(clips), together=2))
     assert [result.index for result in results] == [0, 1, 2]
     for clip, result in zip(clips, results, strict=True):
@@ -90,7 +91,7 @@ def test_a_batch_goes_on_after_a_job_that_fails(small, folder: Path) -> None:
     assert result.exit_code == 1, result.output
     assert "1 of 3 jobs done" in result.output and "missing.wav" in result.output
     assert list(bytes_of(folder)) == ["a.mp4"]
-    reports = batch.read_report(folder / "jobs.report.jsonl")
+    reports = read_journal(folder / "jobs.report.jsonl")
     assert {Path(r.output).name: r.status for r in reports.values()} == {
         "a.mp4": "done", "b.mp4": "failed", "c.mp4": "failed",
     }  # fmt: skip
@@ -120,7 +121,7 @@ def test_a_stopped_batch_goes_on_and_ends_with_the_same_bytes(small, folder: Pat
     assert run(folder, small.bundle, "--together=2").exit_code == 0
     assert bytes_of(folder) == whole
     assert (folder / "a.mp4").stat().st_mtime_ns == written  # not made again
-    assert len(batch.read_report(folder / "jobs.report.jsonl")) == 3
+    assert len(read_journal(folder / "jobs.report.jsonl")) == 3
 
 
 @pytest.mark.parametrize("change", ["seed", "input", "output"])

@@ -1,0 +1,53 @@
+"""``sonic batch``: a video for every line of a file of jobs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sonic.cli.errors import user_errors
+from sonic.cli.options import PATH, load_for_command, run_options
+from sonic.options import RunOptions
+from sonic.progress import ConsoleProgress
+
+
+@click.command()
+@click.argument("jobs", type=PATH)
+@click.option("--bundle", required=True, help="A bundle's name or path.")
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Clips that are denoised together.",
+)
+@click.option("--report", type=PATH, help="What became of each job [JOBS.report.jsonl].")
+@run_options
+def batch(jobs: Path, bundle: str, together: int, report: Path | None, run: RunOptions) -> None:
+    """Generate a video for every line of JOBS, a file of JSON objects.
+
+    A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
+    'sonic generate', for example {"image": "a.png", "audio": "a.wav", "output": "a.mp4", "seed": 7}.
+    A job that fails does not stop the others (exit code 1 in the end); a run that was stopped goes on
+    with what is not done.
+    """
+    with user_errors():
+        from sonic.jobs.job import read_jobs
+        from sonic.jobs.journal import journal_path
+        from sonic.jobs.runner import run_batch
+
+        todo = read_jobs(jobs)
+        reports = run_batch(
+            load_for_command(bundle, run),
+            todo,
+            report or journal_path(jobs),
+            together,
+            ConsoleProgress(),
+            lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
+        )
+        failed = sum(ended.status == "failed" for ended in reports)
+        click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,78 @@
+"""``sonic plan``: what a clip will do, step by step, without doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.bundle.store import find_bundle, open_bundle
+from sonic.cli.errors import user_errors
+from sonic.cli.options import PATH, run_options, size_options
+from sonic.cli.tables import console
+from sonic.diffusion.guidance import BRANCH_NAMES
+from sonic.options import GenerationOptions, RunOptions
+from sonic.plan import ClipPlan, plan_square_clip
+from sonic.storage.files import write_json
+
+
+@click.command()
+@click.argument("bundle")
+@size_options
+@click.option("--json", "plan_path", type=PATH, help="Write the whole plan to this file.")
+@run_options
+def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: RunOptions) -> None:
+    """Show what a square clip will do: the steps of its denoising, and every submodel's calls."""
+    with user_errors():
+        manifest = open_bundle(find_bundle(bundle), check_digests=False).manifest
+        planned = plan_square_clip(manifest.constants, options, run)
+        printer = console()
+        printer.print(steps_table(planned, manifest.name))
+        printer.print(calls_table(planned))
+        if plan_path is not None:
+            write_json(plan_path, planned.to_json())
+
+
+def steps_table(planned: ClipPlan, name: str) -> Table:
+    """The steps of the denoising."""
+    size = planned.size
+    title = (
+        f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, "
+        f"{planned.generated_frames} frames denoised in {size.steps} steps"
+    )
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("step", "sigma", "to", "windows", "first frames", "weights of the branches", "calls"):
+        left = column in ("first frames", "weights of the branches")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for number, step in enumerate(planned.denoising.steps, 1):
+        starts = [str(int(step.windows[index][0])) for index in range(min(3, len(step.windows)))]
+        weights = [
+            f"{BRANCH_NAMES[branch]} {step.weights[branch]:+g}"
+            for branches in step.calls
+            for branch in branches
+        ]
+        table.add_row(
+            str(number),
+            f"{step.sigma:.4g}",
+            f"{step.next_sigma:.4g}",
+            str(len(step.windows)),
+            ", ".join(starts) + (", ..." if len(step.windows) > len(starts) else ""),
+            ", ".join(weights),
+            str(step.call_count),
+        )
+    return table
+
+
+def calls_table(planned: ClipPlan) -> Table:
+    """The calls of every submodel."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "submodel", "sizes", "calls", "at the same time"):
+        right = column in ("calls", "at the same time")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for stage in planned.stages:
+        for calls in stage.calls:
+            sizes = ", ".join(f"{axis} {size}" for axis, size in calls.sizes.items())
+            table.add_row(stage.name, calls.submodel, sizes, str(calls.count), f"up to {calls.independent}")
+    return table

@@ -1,0 +1,63 @@
+"""``sonic verify``: whether a bundle computes on this machine what PyTorch computes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.cli.errors import user_errors
+from sonic.cli.options import PATH, load_for_command, threads_option
+from sonic.cli.tables import console
+from sonic.options import RunOptions
+from sonic.progress import ConsoleProgress
+from sonic.storage.files import write_json
+from sonic.verification.verify import Verification, verify_bundle
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
+@threads_option
+def verify(bundle: str, report_path: Path | None, run: RunOptions) -> None:
+    """Compare BUNDLE, as this machine runs it, with PyTorch; exits with 1 beyond its tolerances.
+
+    The bundle carries inputs and a short clip with what PyTorch computed for them; PyTorch is not needed.
+    """
+    with user_errors():
+        found = verify_bundle(load_for_command(bundle, run), ConsoleProgress())
+        console().print(verification_table(found))
+        if report_path is not None:
+            write_json(report_path, found.to_json())
+    if not found.passed:
+        sys.exit(1)
+
+
+def verification_table(verification: Verification) -> Table:
+    """The comparison for a terminal of 80 columns."""
+    title = f"{verification.bundle} on {verification.machine} against PyTorch"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("compared", "max abs", "relative L2", "when made", "tolerance", ""):
+        table.add_column(column, justify="left" if column == "compared" else "right", no_wrap=True)
+    for row in verification.submodels:
+        found = (f"{row.max_abs:.2e}", f"{row.relative_l2:.2e}") if row.finite else ("", "not finite")
+        verdict = "ok" if row.passed else "FAILED"
+        table.add_row(row.name, *found, f"{row.when_made:.2e}", f"{row.tolerance:.2g}", verdict)
+    clip = verification.clip
+    table.add_section()
+    table.add_row(
+        "clip",
+        "PSNR",
+        "none" if clip.psnr_db is None else f"{clip.psnr_db:.1f} dB",
+        f"{clip.when_made:.1f} dB",
+        f">= {clip.minimum_psnr_db:.1f} dB",
+        "ok" if clip.passed else "FAILED",
+    )
+    table.caption = (
+        f"the clip has {verification.frames} frames of {verification.width} x {verification.height}, "
+        f"{verification.steps} steps" + (f"; {clip.problem}" if clip.problem else "")
+    )
+    return table

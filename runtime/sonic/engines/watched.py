@@ -1,0 +1,107 @@
+"""What belongs to one clip while an engine runs it: who observes its calls, and whether it is cancelled.
+
+    engine = WatchedEngine(engine, observer=print, cancel=threading.Event())
+
+A clip has such an engine of its own; the engine behind it may be shared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sonic.bundle.store import Bundle
+from sonic.engines.base import Arrays, Engine, Session
+from sonic.errors import GenerationCancelled
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a submodel, as an observer sees it; `tags` say where in the clip it happened."""
+
+    submodel: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+Observer = Callable[[Call], None]
+
+
+class WatchedEngine:
+    """An engine for one clip.
+
+    Args:
+        engine: runs the submodels.
+        observer: called with the inputs and outputs of every run, in the thread that ran it.
+        cancel: once it is set, the next run raises :class:`sonic.errors.GenerationCancelled`.
+    """
+
+    def __init__(
+        self, engine: Engine, observer: Observer | None = None, cancel: threading.Event | None = None
+    ) -> None:
+        self._engine, self._observer, self._cancel = engine, observer, cancel
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle of the engine behind."""
+        return self._engine.bundle
+
+    def open(self, submodel: str) -> Session:
+        """Load a submodel.
+
+        Raises:
+            BundleError: it cannot be loaded.
+            GenerationCancelled: the clip is cancelled.
+        """
+        check_cancelled(self._cancel)
+        session = self._engine.open(submodel)
+        if self._observer is None and self._cancel is None:
+            return session
+        return _WatchedSession(submodel, session, self._observer, self._cancel)
+
+
+class _WatchedSession:
+    """A session whose calls are observed, and refused once the clip is cancelled."""
+
+    def __init__(
+        self, submodel: str, session: Session, observer: Observer | None, cancel: threading.Event | None
+    ) -> None:
+        self._submodel, self._session = submodel, session
+        self._observer, self._cancel = observer, cancel
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
+        check_cancelled(self._cancel)
+        # Engines take any layout; an observer gets the one that files have.
+        inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        outputs = self._session.run(inputs, **tags)
+        if self._observer is not None:
+            self._observer(Call(self._submodel, inputs, outputs, tags))
+        return outputs
+
+    def __enter__(self) -> Session:
+        self._session.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.__exit__(kind, error, trace)
+
+
+def check_cancelled(cancel: threading.Event | None) -> None:
+    """Stop here if the clip is cancelled.
+
+    Raises:
+        GenerationCancelled: it is.
+    """
+    if cancel is not None and cancel.is_set():
+        raise GenerationCancelled("the generation was cancelled; nothing was written")

@@ -1,0 +1,297 @@
+"""Options that are defined once, as annotated fields of a frozen dataclass.
+
+    @dataclass(frozen=True, kw_only=True)
+    class GenerationOptions(Validated):
+        inference_steps: Annotated[
+            int | None, Option("Denoising steps", minimum=1, maximum=1000, name="steps")
+        ] = None
+
+    GenerationOptions(inference_steps=0)   # InputError: steps is 0, but should be a whole number ...
+
+Everything else derives from such a field: the arguments of the Python API (:func:`accepts`), the options of
+the command lines (:mod:`sonic.cli.options`), the keys of batch lines (:mod:`sonic.jobs.job`), and, with
+pydantic's `TypeAdapter.json_schema` of a definition's `adapter`, the schema of other interfaces.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from annotated_types import GroupedMetadata
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from sonic.errors import InputError
+
+if TYPE_CHECKING:
+    from sonic.bundle.constants import Constants
+
+PathLike = str | os.PathLike[str]
+
+_Parameters = ParamSpec("_Parameters")
+_Arguments = TypeVar("_Arguments")
+_Owner = TypeVar("_Owner")
+_Result = TypeVar("_Result")
+_Base = TypeVar("_Base")
+# Numbers are not taken from text, nor flags from numbers; infinity is not a number of anything.
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True)
+class Option(GroupedMetadata):
+    """What a field's annotation says beside its type.
+
+    Attributes:
+        sentence: what it does, for people.
+        unit: of the number, as it ends a sentence: "pixels of the short side".
+        minimum, maximum: the range, bounds included.
+        default: what is used where the field's default is None.
+        name: on command lines and in files, where the field's own (published) name differs.
+        bundle_default: the bundle's value for None, from its constants.
+    """
+
+    sentence: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    default: str = ""
+    name: str = ""
+    bundle_default: Callable[[Constants], Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The constraints as pydantic's."""
+        yield Field(
+            ge=self.minimum,
+            le=self.maximum,
+            description=self.sentence,
+            json_schema_extra={"unit": self.unit} if self.unit else None,
+        )
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One option, read from its field.
+
+    Attributes:
+        field: the argument of the Python API.
+        name: on command lines and in files.
+        kind: the type of a value: int, float, bool, str, Path, or a `Literal`.
+        optional: whether None is a value.
+        default: the field's; `dataclasses.MISSING` where it has to be given.
+        option: its sentence, unit and range.
+        adapter: pydantic's, for the whole annotation.
+    """
+
+    field: str
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    option: Option
+    adapter: TypeAdapter[Any]
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is MISSING
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a `Literal`; none for other types."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def wanted(self) -> str:
+        """What a value should be: "a whole number from 1 to 1000 denoising steps"."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        text = {int: "a whole number", float: "a number", bool: "true or false", Path: "the path of a file"}[
+            self.kind
+        ]
+        low, high = self.option.minimum, self.option.maximum
+        if low is not None and high is not None:
+            text += f" from {low:g} to {_bound(high)}"
+        elif low is not None:
+            text += f" of at least {low:g}"
+        return f"{text} {self.option.unit}".rstrip()
+
+    def check(self, value: Any) -> None:
+        """Compare a value with the definition.
+
+        Raises:
+            InputError: it is of another type, or out of range.
+        """
+        try:
+            self.adapter.validate_python(value)
+        except ValidationError as error:
+            kind = error.errors(include_url=False)[0]["type"]
+            out_of_range = kind in ("greater_than_equal", "less_than_equal", "finite_number", "literal_error")
+            name = self.name if out_of_range else f"'{self.name}'"
+            raise InputError(f"{name} is {value!r}, but should be {self.wanted}") from None
+
+
+class Validated:
+    """A frozen dataclass whose annotated fields are checked when it is made.
+
+    Raises:
+        InputError: a value is of another type than its field's, or out of its range.
+    """
+
+    def __post_init__(self) -> None:
+        for definition in definitions(type(self)):
+            definition.check(getattr(self, definition.field))
+
+
+_DEFINITIONS: dict[type, tuple[Definition, ...]] = {}
+
+
+def definitions(options: type) -> tuple[Definition, ...]:
+    """The options of a dataclass, in the order of its fields; fields without an `Option` are left out."""
+    if options not in _DEFINITIONS:
+        _DEFINITIONS[options] = tuple(_read_definitions(options))
+    return _DEFINITIONS[options]
+
+
+def _read_definitions(options: type) -> Iterator[Definition]:
+    hints = get_type_hints(options, include_extras=True)
+    for item in fields(options):
+        hint = hints[item.name]
+        metadata = getattr(hint, "__metadata__", ())
+        option = next((entry for entry in metadata if isinstance(entry, Option)), None)
+        if option is not None:
+            kind, optional = _kind(hint.__origin__)
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            yield Definition(
+                item.name, option.name or item.name, kind, optional, default, option, _adapter(hint)
+            )
+
+
+def narrowed(arguments: _Base, kind: type[_Base]) -> _Base:
+    """An object of a class that `arguments` inherits from, with its values."""
+    return kind(**{item.name: getattr(arguments, item.name) for item in fields(kind)})  # type: ignore[arg-type]
+
+
+def accepts(
+    arguments: Callable[_Parameters, _Arguments],
+) -> Callable[[Callable[[_Arguments], _Result]], Callable[_Parameters, _Result]]:
+    """Give a function, which takes one object of arguments, the signature of that object's class.
+
+    Type checkers, `help` and the documentation see the arguments; the docstring's "Args" ends with the
+    sentences of those that are options.
+    """
+
+    def decorate(function: Callable[[_Arguments], _Result]) -> Callable[_Parameters, _Result]:
+        signature = inspect.signature(arguments)
+
+        @functools.wraps(function)
+        def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+            signature.bind(*args, **kwargs)  # names the function in its TypeError, not the class
+            return function(arguments(*args, **kwargs))
+
+        _publish(call, function, signature, arguments)
+        return call
+
+    return decorate
+
+
+def method_accepts(
+    arguments: Callable[_Parameters, _Arguments],
+) -> Callable[[Callable[[_Owner, _Arguments], _Result]], Callable[Concatenate[_Owner, _Parameters], _Result]]:
+    """As :func:`accepts`, for a method."""
+
+    def decorate(
+        method: Callable[[_Owner, _Arguments], _Result],
+    ) -> Callable[Concatenate[_Owner, _Parameters], _Result]:
+        signature = inspect.signature(arguments)
+
+        @functools.wraps(method)
+        def call(self: _Owner, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+            signature.bind(*args, **kwargs)
+            return method(self, arguments(*args, **kwargs))
+
+        owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        _publish(
+            call, method, signature.replace(parameters=[owner, *signature.parameters.values()]), arguments
+        )
+        return call
+
+    return decorate
+
+
+def _publish(
+    call: Callable[..., Any],
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    arguments: Callable[..., Any],
+) -> None:
+    """Show a signature and the options' sentences where Python looks for them."""
+    returns = inspect.signature(function).return_annotation
+    call.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
+    text = inspect.getdoc(function) or ""
+    if isinstance(arguments, type) and _OPTIONS_HERE in text:
+        lines = [f"    {_described(definition)}" for definition in definitions(arguments)]
+        text = text.replace(f"    {_OPTIONS_HERE}", "\n".join(lines))
+    call.__doc__ = text
+
+
+#: The line of a docstring that the options' sentences replace.
+_OPTIONS_HERE = "(options)"
+
+
+def _described(definition: Definition) -> str:
+    """One entry of a docstring's "Args"."""
+    option = definition.option
+    notes = [] if definition.kind is Path or definition.kind is bool else [definition.wanted]
+    if option.default:
+        notes.append(f"{option.default} by default")
+    elif not definition.required and definition.default is not None:
+        notes.append(f"{definition.default} by default")
+    return f"{definition.field}: {option.sentence}" + (f" ({'; '.join(notes)})." if notes else ".")
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """A type without None, and whether None was part of it; anything with a path in it is a path."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    rest = [member for member in members if member is not type(None)]
+    if str in rest:
+        return Path, len(rest) < len(members)
+    (kind,) = rest
+    return kind, len(rest) < len(members)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=_STRICT)
+
+
+def _bound(value: float) -> str:
+    """A bound without an exponent."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+__all__ = [
+    "Definition",
+    "Option",
+    "PathLike",
+    "Validated",
+    "accepts",
+    "definitions",
+    "method_accepts",
+    "narrowed",
+]
