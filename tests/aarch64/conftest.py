@@ -1,4 +1,4 @@
-"""An emulated aarch64 machine, made once or reused, and what runs on it."""
+"""Fixtures of an emulated aarch64 machine, which is created once and reused."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 
 from sonic.errors import InputError
 from sonic.progress import ConsoleProgress
-from sonic_convert.compilation.instructions import build_plugin
-from sonic_convert.compilation.instructions import count_instructions as count_instructions_of
+from sonic_convert.bench.instructions import build_plugin
+from sonic_convert.bench.instructions import count_instructions as count_instructions_of
 from sonic_convert.testbed.debian_packages import find_mirror, host_architecture
 from sonic_convert.testbed.sysroot import Sysroot, default_cache, emulated, make_sysroot
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-RUN_SECONDS = 900  # far more than any needs, so that one that hangs ends
+RUN_SECONDS = 900  # far more than any program needs; ends those that hang
 
 
 @pytest.fixture(scope="session")
 def sysroot() -> Sysroot:
-    """The test bed; these tests are skipped where there are no packages of Debian to make it of."""
+    """The test bed; the tests are skipped if the Debian packages to create it from are not available."""
     try:
         host_architecture()
         find_mirror()
@@ -33,7 +33,7 @@ def sysroot() -> Sysroot:
 
 @pytest.fixture(scope="session")
 def cross_compile(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a C++17 source of this folder for aarch64, with further arguments; gives the program."""
+    """Compiles a C++17 source of this folder for aarch64 with extra arguments; returns the program."""
     folder = tmp_path_factory.mktemp("compiled")
 
     def compile_source(name: str, *arguments: str) -> Path:
@@ -49,10 +49,10 @@ def cross_compile(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def count_instructions(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
-    """Runs an aarch64 program with its arguments, and gives the number of instructions that it executed.
+    """Runs an aarch64 program with arguments; returns the number of instructions that it executed.
 
-    To count those of a function alone, take the difference of runs that call it once and more often; threads
-    of a pool that happen to start or wait differently make some thousands of difference.
+    To count those of a single function, subtract two runs that call it a different number of times. The start
+    and waiting of pool threads adds some thousand instructions of noise.
     """
     try:
         plugin = build_plugin(tmp_path_factory.mktemp("plugin"))
@@ -67,7 +67,7 @@ def count_instructions(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def run_python(sysroot: Sysroot) -> Callable[..., str]:
-    """Runs the emulated Python, which knows the runtime, with arguments; gives its standard output."""
+    """Runs the emulated Python, which can import the runtime, with arguments; returns its standard output."""
 
     def run(*arguments: str | Path, cpu: str = "neoverse-n1", threads: int | None = None) -> str:
         environment = {"PYTHONPATH": str(ROOT / "runtime")}
