@@ -2,7 +2,7 @@
 
     python3 check_acl_bridge.py libsonic_acl.so CHECK
 
-Products of matrices in float64 are sums of NumPy's own here: OpenBLAS errs on some emulated processors.
+Matrix products in float64 use einsum instead of BLAS: OpenBLAS is wrong on some emulated processors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tvm_ffi
 RANDOM = np.random.default_rng(0)
 NO_PADS = (0, 0, 0, 0)
 ONE_PAD = (1, 1, 1, 1)
-GEMM_ERROR = 4e-6  # greatest, relative to the root mean square
+GEMM_ERROR = 4e-6  # maximum, relative to the root mean square
 WINOGRAD_ERROR = 6e-5
 
 
@@ -50,7 +50,7 @@ def result(
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a b in float64 (exact for integers), without a library for it."""
+    """a @ b in float64 (exact for integers), without BLAS."""
     return np.einsum("...ik,...kj->...ij", a.astype(np.float64), b.astype(np.float64), optimize=False)
 
 
@@ -88,7 +88,7 @@ class Convolution:
 CONVOLUTIONS = [
     Convolution((2, 9, 7, 8), 12, (3, 3)),  # conv_in
     Convolution((1, 5, 6, 64), 4, (3, 3)),  # conv_out
-    Convolution((2, 7, 11, 16), 20, (3, 1), pads=(1, 0, 1, 0)),  # in time
+    Convolution((2, 7, 11, 16), 20, (3, 1), pads=(1, 0, 1, 0)),  # temporal
     Convolution((1, 8, 8, 16), 8, (3, 3), stride=2),
     Convolution((1, 8, 8, 5), 7, (3, 3), stride=2, pads=(0, 0, 1, 1)),
     Convolution((3, 4, 4, 10), 6, (1, 1), pads=NO_PADS),
@@ -98,10 +98,10 @@ CONVOLUTIONS = [
     Convolution((1, 10, 10, 4), 4, (5, 5), pads=(2, 2, 2, 2)),
     Convolution((1, 9, 9, 70), 70, (3, 3)),
     Convolution((1, 5, 5, 4), 4, (3, 3), pads=(4, 5, 6, 7)),
-    Convolution((1, 29, 29, 3), 8, (14, 14), stride=14, pads=NO_PADS),  # of patches
+    Convolution((1, 29, 29, 3), 8, (14, 14), stride=14, pads=NO_PADS),  # patch embedding
     Convolution((2, 1, 20, 6), 5, (1, 3), pads=(0, 1, 0, 1)),
-    Convolution((5, 64, 64, 3), 5, (3, 3)),  # images one after the other
-    Convolution((1, 167, 131, 3), 2, (3, 3)),  # an image in pieces
+    Convolution((5, 64, 64, 3), 5, (3, 3)),  # processed image by image
+    Convolution((1, 167, 131, 3), 2, (3, 3)),  # processed in pieces
     Convolution((1, 201, 203, 3), 2, (3, 3), stride=2, pads=(0, 1, 1, 0)),
 ]
 
@@ -116,7 +116,7 @@ def check_convolutions() -> None:
             arguments = (x, weight, bias, f"convolution {number}", *shape.geometry())
             first = result(name, arguments, expected.shape)
             assert_near(first, expected, GEMM_ERROR if "gemm" in name else WINOGRAD_ERROR, (name, shape))
-            # The weights are reshaped now; those of the call no longer count.
+            # The reshaped weights are cached now, so the weights of the call are ignored.
             other = (x, np.zeros_like(weight), *arguments[2:])
             np.testing.assert_array_equal(result(name, other, expected.shape), first)
 
@@ -132,7 +132,7 @@ def check_products() -> None:
         (1, 1, 1, 1), (5, 25, 32, 25), (2, 300, 20, 700), (1, 7, 513, 5), (200, 4, 4, 1),
     ]:  # fmt: skip
         a, b = normal(batch, rows, depth), normal(batch, depth, columns)
-        for again in (1, -2):  # nothing of b is kept
+        for again in (1, -2):  # b is not cached
             expected = product(a, again * b)
             found = result("batch_matmul", (a, again * b, 0), expected.shape)
             assert_near(found, expected, GEMM_ERROR, (batch, rows, depth, columns))
@@ -162,7 +162,7 @@ def check_attention() -> None:
         q, k, v = (normal(batch, length, heads * width) for length in (queries, keys, keys))
         found = result("attention", (q, 2 * k, v, heads, width**-0.5), q.shape)
         assert_near(found, attention(q, 2 * k, v, heads, width**-0.5), 1e-5, (batch, queries, keys, heads))
-    # Scores that rise from block to block, and that are far apart.
+    # Scores that increase from block to block and differ widely.
     q, k, v = normal(1, 3, 4), normal(1, 1500, 4), normal(1, 1500, 4)
     k *= np.linspace(0.1, 30, 1500, dtype=np.float32)[:, None]
     assert_near(result("attention", (q, k, v, 1, 1.0), q.shape), attention(q, k, v, 1, 1.0), 1e-4, "rising")
@@ -173,7 +173,7 @@ def check_attention() -> None:
 
 
 def check_memory() -> None:
-    """All scores would take 64 MB, ACL's copy of the convolution's rows 400 MB, Winograd's tiles 130 MB."""
+    """All scores would take 64 MB, ACL's im2col copy 400 MB, and all Winograd tiles 130 MB."""
     x, weight, bias = normal(1, 4096, 4), normal(64, 3, 3, 8), normal(64)
     image = normal(1, 448, 448, 8)
     output, convolved = np.zeros_like(x), np.zeros((1, 448, 448, 64), np.float32)
@@ -191,7 +191,7 @@ def to_int8(values: np.ndarray, zero: int) -> np.ndarray:
 def assert_quantized(
     name: str, operands: tuple[np.ndarray, ...], more: tuple[Any, ...], sums: np.ndarray, key: str
 ) -> None:
-    """Both outputs of a quantized layer, given the exact sums of its integers, biases included."""
+    """Check both outputs of a quantized layer, given the exact integer sums including the bias."""
     weight_scales = operands[2]
     scale, zero, output_zero = 0.02, 3, -7
     output_scale = float(np.abs(sums * weight_scales).max() * scale / 150)  # some values are out of range
@@ -228,7 +228,7 @@ def check_integers() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A call large enough to be shared among threads."""
+    """A call that is large enough to be split among threads."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -239,7 +239,7 @@ class Job:
         return result(self.name, self.arguments, self.shape, self.dtype).tobytes()
 
     def moved(self, values: int) -> Job:
-        """The same with arrays that begin so many values after a cache line's begin."""
+        """The same call with arrays that start this many values after the start of a cache line."""
 
         def move(array: Any) -> Any:
             if not isinstance(array, np.ndarray):
@@ -274,7 +274,7 @@ def jobs() -> list[Job]:
 
 
 def check_threads() -> None:
-    """The same bits whatever the number of threads, where arrays begin, and what is cached."""
+    """Results are bitwise equal for any number of threads, alignment of arrays and state of the cache."""
     everything = jobs()
     call("set_threads", 1)
     expected = [job.run() for job in everything]
@@ -287,7 +287,7 @@ def check_threads() -> None:
 
 
 def check_callers() -> None:
-    """Several threads call at once, whatever is cached and forgotten meanwhile."""
+    """Several threads call at the same time while weights are cached and forgotten."""
     everything = jobs()
     call("set_threads", 1)
     expected = [job.run() for job in everything]
@@ -315,7 +315,7 @@ def check_callers() -> None:
 
 
 def check_keys() -> None:
-    """Weights belong to their key until it is forgotten; the bundles' copies of the library do not clash."""
+    """Weights are cached under their key until it is forgotten, also if a copy of the library is loaded."""
     x, weight, bias = normal(4, 8), normal(8, 8), normal(8)
     first = result("linear", (x, weight, bias, "a"), x.shape)
     assert_near(result("linear", (x, 2 * weight, bias, "a"), x.shape), first, 0, "cached")

@@ -1,4 +1,4 @@
-"""The library between TVM's programs and ACL, on emulated processors; see `check_acl_bridge.py`."""
+"""The library that connects TVM's programs with ACL, on emulated processors; see `check_acl_bridge.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bridge(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_bridge(tmp_path_factory.mktemp("bridge") / "libsonic_acl.so", sysroot.compiler)
 
 
-# cortex-a53 has no dot products of 8-bit integers, neoverse-v1 has products of their matrices.
+# cortex-a53 has no int8 dot products, neoverse-v1 has int8 matrix multiplication.
 @pytest.mark.parametrize("cpu", ["neoverse-n1", "cortex-a53", "neoverse-v1"])
 @pytest.mark.parametrize("check", ["convolutions", "products", "attention", "integers"])
 def test_results(run_python: Callable[..., str], bridge: Path, check: str, cpu: str) -> None:
@@ -49,7 +49,7 @@ def test_calls(run_python: Callable[..., str], bridge: Path, check: str) -> None
 def count_call(
     sysroot: Sysroot, bridge: Path, count_instructions: Callable[..., int]
 ) -> Callable[..., float]:
-    """Instructions of one call with tensors of the shapes (such as '8x3,3x5,...'), the output last."""
+    """Instructions of one call with tensors of these shapes (such as '8x3,3x5,...'), the output last."""
 
     def count(name: str, shapes: str, more: tuple[object, ...], calls: int = 4) -> float:
         few, many = (
@@ -66,7 +66,7 @@ def test_small_calls_cost_little(count_call: Callable[..., float]) -> None:
 
 
 def test_short_attention_of_many(count_call: Callable[..., float]) -> None:
-    """256 elements with 4 heads, 25 queries and keys, 32 wide: 10 million multiplications of four numbers."""
+    """256 batch items, 4 heads, 25 queries and keys of width 32: 10 million multiplications of 4 lanes."""
     shape = "256x25x128"
     assert count_call("attention", ",".join([shape] * 4), (4, 0.2)) < 4 * 10.3e6
 

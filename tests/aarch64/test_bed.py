@@ -1,4 +1,4 @@
-"""The test bed itself: processors are what they are said to be, and C++ and Python work in it."""
+"""The test bed itself: it emulates the right processors and runs C++ and Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from sonic.bundle.store import PACKAGED_BUNDLES
 from sonic.progress import NoProgress
-from sonic_convert.testbed.sysroot import Sysroot, default_cache, emulated, make_sysroot
+from sonic_convert.testbed.sysroot import TVM_LIBRARIES, Sysroot, default_cache, emulated, make_sysroot
 
 pytestmark = pytest.mark.aarch64
 
@@ -52,7 +52,8 @@ def test_the_runtime_sees_the_emulated_processor(
 
 
 def test_tvms_runtime_loads(run_python: Callable[..., str], sysroot: Sysroot) -> None:
-    assert int(run_python("-c", LOAD_TVM, *sysroot.tvm_libraries)) > 100
+    libraries = [sysroot.site / name for name in TVM_LIBRARIES]
+    assert int(run_python("-c", LOAD_TVM, *libraries)) > 100
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "neoverse-n1"])
@@ -70,18 +71,18 @@ def test_the_compute_library_multiplies_matrices(
 def test_instructions_are_counted(
     cross_compile: Callable[..., Path], count_instructions: Callable[..., int]
 ) -> None:
-    """A hundred further products execute as many more every time, but for how threads happen to start."""
+    """A hundred more products always add the same number of instructions, up to the start of threads."""
     program = cross_compile("gemm.cpp", "-larm_compute")
     first, second, third = (count_instructions([program, runs]) for runs in (1, 101, 201))
     assert third - second == pytest.approx(second - first, rel=0.02)
-    # 60 multiplications at four or more an instruction, and ACL's scheduling around them.
+    # 60 multiplications, four or more per instruction, plus ACL's scheduling.
     assert 100 < (second - first) / 100 < 20_000
 
 
 def test_onnxruntime_runs_where_instructions_are_counted(
     sysroot: Sysroot, count_instructions: Callable[..., int]
 ) -> None:
-    """Its wheel crashes where /proc/cpuinfo is this machine's, as that emulator by itself shows it."""
+    """The wheel crashes if the emulator shows it the host's /proc/cpuinfo, which it does by default."""
     script = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
     model = PACKAGED_BUNDLES / "sonic-tiny/audio2bucket/model.onnx"
     assert count_instructions([sysroot.python, "-c", script, model]) > 1e8

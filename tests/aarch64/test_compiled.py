@@ -54,7 +54,7 @@ def sonic_command(sysroot: Sysroot) -> Run:
 
 @pytest.fixture(scope="session")
 def compiled(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sonic-tiny in float32, for every processor of ARMv8."""
+    """sonic-tiny in float32, compiled for any ARMv8 processor."""
     bundle = tmp_path_factory.mktemp("compiled") / "fp32"
     compile_bundle(find_bundle("sonic-tiny"), bundle, PROCESSORS, sysroot.compiler)
     return bundle
@@ -62,7 +62,7 @@ def compiled(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @dataclass(frozen=True)
 class Int8:
-    """Bundles of one calibration: for x86, for aarch64, and the latter compiled."""
+    """Bundles quantized with the same calibration: for x86, for aarch64, and the latter compiled."""
 
     x86: Path
     aarch64: Path
@@ -81,7 +81,7 @@ def int8(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Int8:
     for isa in ("x86", "aarch64"):
         options = QuantizationOptions(plan, QdqOptions(isa=isa))
         quantize_bundle(source, folder / isa, options, calibration)
-    processors = replace(PROCESSORS, pictures=())  # a size less: int8 takes longer to compile
+    processors = replace(PROCESSORS, pictures=())  # only one picture size, as int8 takes longer to compile
     compile_bundle(folder / "aarch64", folder / "compiled", processors, sysroot.compiler)
     return Int8(folder / "x86", folder / "aarch64", folder / "compiled")
 
@@ -89,7 +89,7 @@ def int8(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Int8:
 def generate(
     sonic_command: Run, bundle: Path, audio: Path, folder: Path, *more: str | Path | float, **run: str
 ) -> Path:
-    """The intermediate results of a clip of two frames."""
+    """Generate a clip of two frames; returns the folder of its intermediate results."""
     dump = folder / "dump"
     done = sonic_command(
         "generate", "--bundle", bundle, "--image", PORTRAIT, "--audio", audio, "--dump", dump, "--output",
@@ -107,7 +107,7 @@ def verify(sonic_command: Run, bundle: Path, report: Path) -> dict[str, dict[str
 
 
 def test_float32_equals_pytorch(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
-    """`sonic verify` holds every submodel and a clip against PyTorch's."""
+    """`sonic verify` compares every submodel and a clip with PyTorch's."""
     report = verify(sonic_command, compiled, tmp_path / "report.json")
     assert report["clip"]["psnr_db"] >= 45
 
@@ -117,7 +117,7 @@ def test_int8_is_verified(sonic_command: Run, int8: Int8, tmp_path: Path) -> Non
 
 
 def test_int8_equals_that_of_x86(sonic_command: Run, int8: Int8, short_wav: Path, tmp_path: Path) -> None:
-    """Both engines on aarch64 give the video that ONNX Runtime gives here, but for rounding."""
+    """Up to rounding, both engines on aarch64 give the same video as ONNX Runtime on this machine."""
     here = tmp_path / "here"
     sonic.load_model(int8.x86).generate(PORTRAIT, short_wav, duration=0.16, inference_steps=1, dump=here)
     for bundle in (int8.aarch64, int8.compiled):
@@ -131,7 +131,7 @@ def test_int8_equals_that_of_x86(sonic_command: Run, int8: Int8, short_wav: Path
 def test_processors_and_threads_give_the_same(
     sonic_command: Run, compiled: Path, short_wav: Path, tmp_path: Path
 ) -> None:
-    """The same bytes whatever the number of threads, nearly so on another processor and branch by branch."""
+    """Results are bitwise equal for any number of threads, and close on another processor or by branch."""
     latents = {}
     for cpu, threads in (("neoverse-n1", 1), ("neoverse-n1", 2), ("neoverse-n1", 8), ("cortex-a53", 2)):
         folder = tmp_path / f"{cpu}-{threads}"
@@ -144,7 +144,7 @@ def test_processors_and_threads_give_the_same(
     other = latents["cortex-a53", 2]
     assert np.linalg.norm(other - first) <= 1e-4 * np.linalg.norm(first)
     branches = {}
-    for memory in ("low", "fast"):  # one by one, and in threads of their own
+    for memory in ("low", "fast"):  # one after the other, and in parallel threads
         folder = tmp_path / memory
         folder.mkdir()
         options = ["--steps", 1, "--resolution", 64, "--memory", memory]
@@ -155,7 +155,7 @@ def test_processors_and_threads_give_the_same(
     assert np.linalg.norm(branches["low"] - first) <= 1e-5 * np.linalg.norm(first)
 
 
-def test_a_changed_weight_is_found(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
+def test_a_changed_weight_is_detected(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "changed"
     shutil.copytree(compiled, bundle)
     weights = bundle / "unet/000/weights.bin"
@@ -168,7 +168,7 @@ def test_a_changed_weight_is_found(sonic_command: Run, compiled: Path, tmp_path:
     assert "Traceback" not in done.stderr
 
 
-def test_a_processor_without_a_feature_is_told(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
+def test_a_processor_without_a_feature_is_refused(sonic_command: Run, compiled: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "kunpeng"
     shutil.copytree(compiled, bundle)
     target = find_target("kunpeng920")
@@ -180,7 +180,7 @@ def test_a_processor_without_a_feature_is_told(sonic_command: Run, compiled: Pat
     assert "Traceback" not in done.stderr
 
 
-def test_a_size_that_was_not_compiled_is_told(
+def test_a_size_that_was_not_compiled_is_refused(
     sonic_command: Run, compiled: Path, short_wav: Path, tmp_path: Path
 ) -> None:
     done = sonic_command(

@@ -1,4 +1,4 @@
-"""Layers of graphs, and weights that are read and written one at a time."""
+"""Layers of graphs, and reading and writing weights one at a time."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ WEIGHTS = st.dictionaries(
 
 @pytest.fixture(scope="module")
 def bundle(small) -> Bundle:
-    """The small one, opened."""
+    """The small bundle, opened."""
     return open_bundle(small.bundle)
 
 
 @pytest.fixture(scope="module")
 def unet(bundle: Bundle) -> StoredGraph:
-    """Of the small bundle."""
+    """The UNet of the small bundle."""
     return StoredGraph.open(bundle.graph_path("unet"))
 
 
@@ -101,7 +101,7 @@ def test_axes_fit_biases_and_tensors(bundle: Bundle, submodel: str) -> None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
     }
-    channels = []  # 0 where they cannot be inferred
+    channels = []  # 0 if shape inference fails
     for layer in find_layers(graph):
         assert layer.shape == graph.shape(layer.weight)
         assert layer.parameters == graph.load(layer.weight).size
@@ -144,7 +144,7 @@ def test_axes_of_each_operator() -> None:
         ("b", 1, 0, -1, None, False),
         ("net.stack", 2, 1, -1, None, True),
         ("d", 0, 1, -1, "d.bias", False),
-        ("net.plain", 1, 0, -1, None, False),  # its bias is computed
+        ("net.plain", 1, 0, -1, None, False),  # the bias is computed, not constant
     ]
     assert all((e.shape[e.output_axis], e.shape[e.input_axis]) == (8, 3) for e in found)
 
@@ -177,19 +177,19 @@ def test_products_with_other_axes_or_biases_are_other_layers(bias: str, transpos
     assert len(found) == 2
 
 
-def test_other_products_are_no_layers() -> None:
+def test_other_products_are_not_layers() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "x"], ["1"], "of activations"),
         helper.make_node("MatMul", ["a", "1"], ["2"], "weights first"),
         helper.make_node("MatMul", ["a", "b"], ["3"], "of weights"),
         helper.make_node("MatMul", ["2", "vector"], ["4"], "with a vector"),
         helper.make_node("Gemm", ["2", "a"], ["5"], "transposed activation", transA=1),
-        helper.make_node("Add", ["5", "a"], ["y"], "no product"),
+        helper.make_node("Add", ["5", "a"], ["y"], "not a product"),
     ]
     assert layers_of(nodes, {"a": (4, 4), "b": (4, 4), "vector": (4,)}) == []
 
 
-def test_weights_are_what_onnx_reads(unet: StoredGraph, tmp_path: Path) -> None:
+def test_weights_are_read_as_onnx_reads_them(unet: StoredGraph, tmp_path: Path) -> None:
     model = onnx.load(unet.path)
     expected = values_of(model)
     path = tmp_path / "model.onnx"
@@ -204,7 +204,7 @@ def test_weights_are_what_onnx_reads(unet: StoredGraph, tmp_path: Path) -> None:
             read = graph.load(name)
             assert (read.dtype, read.shape, graph.shape(name)) == (values.dtype, values.shape, values.shape)
             np.testing.assert_array_equal(read, values)
-    assert stored.model.SerializeToString(deterministic=True) == before  # what was read is not kept
+    assert stored.model.SerializeToString(deterministic=True) == before  # weights are not kept
 
 
 @given(WEIGHTS, st.booleans())
@@ -254,7 +254,7 @@ def test_weights_of_another_graph_are_kept(unet: StoredGraph, tmp_path: Path) ->
         assert keeper.tensors[name] is unet.initializers[name]
 
 
-def test_a_model_in_memory_finds_its_weights_beside_it(tmp_path: Path) -> None:
+def test_a_model_in_memory_finds_its_external_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {"w": rng.normal(size=(40, 40)).astype(np.float32), "b": np.ones(40, np.float32)}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["1"]), helper.make_node("Add", ["1", "b"], ["y"])]

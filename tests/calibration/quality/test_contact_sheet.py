@@ -1,4 +1,4 @@
-"""A picture of a whole video."""
+"""Contact sheets of short drawn videos."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_a_sheet_shows_both_curves(frames: int, tmp_path: Path) -> None:
     pixels = drawn(tmp_path / "a.png")
     assert colored(pixels, RED) and colored(pixels, TEAL)
     margin = np.concatenate([pixels[:, -40:], pixels[-20:].reshape(1, -1, 3)[:, :40].repeat(len(pixels), 0)])
-    assert (margin == pixels[0, 0]).all()  # nothing runs over the edge
+    assert (margin == pixels[0, 0]).all()  # nothing is drawn into the margin
     assert pixels[0, 0].min() > 240
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_sheet_becomes_shorter_by_what_is_missing(tmp_path: Path) -> None:
+def test_missing_panels_make_the_sheet_shorter(tmp_path: Path) -> None:
     heights = []
     for box, sound in ((BOX, True), (BOX, False), (None, True), (None, False)):
         write_contact_sheet(tmp_path / "a.png", film(sound=sound), box)
@@ -59,7 +59,7 @@ def test_the_sheet_becomes_shorter_by_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_frames_stand_above_their_time(tmp_path: Path) -> None:
-    """Of four frames of different colours, each is in the middle of its quarter of the time axis."""
+    """Each of four frames of different colours is centred above its quarter of the time axis."""
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
     frames = np.stack([np.full((40, 40, 3), color, np.uint8) for color in colors])
     write_contact_sheet(tmp_path / "a.png", Video(frames, 25), frames=4)
@@ -79,7 +79,7 @@ def test_the_same_video_gives_the_same_bytes_and_replaces_the_file(tmp_path: Pat
     assert path.read_bytes() == first
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
     for name, video, frames, message in (
         ("a.jpg", film(3), 8, "should end in .png"),
         ("a.png", film(3), 0, "should have 1 to 24"),

@@ -1,4 +1,4 @@
-"""Measures of pictures on drawn faces whose mouth, motion and light are known."""
+"""Image quality metrics on drawn faces with known mouth opening, motion and brightness."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_a_strobe_at_borders_is_found() -> None:
     assert jumpy.strobe > calm.strobe
 
 
-def test_what_is_steady_does_not_flicker() -> None:
+def test_steady_changes_do_not_flicker() -> None:
     still = flicker([face(t % 2) for t in range(6)], BOX, [3])
-    assert still.difference == 0  # the mouth is left out
+    assert still.difference == 0  # the mouth is excluded
     silent = flicker([face()] * 6, BOX, [3])
     assert (silent.difference, silent.strobe, silent.border_ratio) == (0, 0, pytest.approx(1))
     ramp = flicker([np.full((HEIGHT, WIDTH, 3), 40 + 3 * t, np.uint8) for t in range(20)], BOX)
@@ -82,7 +82,7 @@ def test_motion_between_pixels_is_removed(down: float, right: float) -> None:
     assert found.aligned_psnr_db >= found.psnr_db
 
 
-def test_motion_out_of_reach_and_flat_faces_are_no_error() -> None:
+def test_too_large_a_motion_and_flat_faces_raise_no_error() -> None:
     assert identity([face(right=9)], face(), BOX).aligned_psnr_db < 25
     flat = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
     found = identity([flat + 10], flat, BOX)
@@ -100,7 +100,7 @@ def test_compare_videos_finds_the_worst_frame() -> None:
     difference = compare_videos(spool, reference)
     assert difference.worst_frame == 1
     assert difference.worst_psnr_db == pytest.approx(10 * np.log10(255**2 / 100))
-    assert difference.gradient_distance == 0  # it sees edges, not levels
+    assert difference.gradient_distance == 0  # it depends on edges, not on levels
     equal = compare_videos(reference, reference)
     assert (equal.psnr_db, equal.ssim, equal.gradient_distance) == (PSNR_OF_EQUAL_DB, 1, 0)
 

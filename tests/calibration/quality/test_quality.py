@@ -1,4 +1,4 @@
-"""Quality measures on drawn faces whose mouth, motion and light are known."""
+"""Quality metrics and reports on drawn faces with known mouth opening, motion and brightness."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ SAMPLE_RATE_HZ = 16_000
 
 
 def openings(count: int, seed: int = 0) -> np.ndarray:
-    """Syllables: (count,), 0..1, no two parts alike."""
+    """A random, smooth mouth opening, (count,), 0..1, that does not repeat."""
     values = gaussian_filter(np.random.default_rng(seed).random(count + 20), 2)[10:-10]
     return (values - values.min()) / np.ptp(values)
 
 
 def sine(seconds: float, frequency_hz: float = 700, level_db: float = 0.0) -> np.ndarray:
-    """float32 at 16 kHz; 0 dB is full scale."""
+    """A sine, float32 at 16 kHz; 0 dB is full scale."""
     at = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     return (10 ** (level_db / 20) * np.sin(2 * np.pi * frequency_hz * at)).astype(np.float32)
 
 
 def syllables(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise with silences, float32 at 16 kHz."""
+    """Noise with a speech-like envelope and pauses, float32 at 16 kHz."""
     rng = np.random.default_rng(seed)
     count = round(seconds * SAMPLE_RATE_HZ)
     envelope = np.interp(np.arange(count), np.arange(0, count, 1600), rng.random(-(-count // 1600)) ** 3)
@@ -72,8 +72,8 @@ def defined_opening(samples: np.ndarray, frames: int, rate_hz: float) -> np.ndar
     return np.interp(hops, np.arange(len(smooth)) - 16, smooth)
 
 
-@pytest.mark.parametrize("seconds", [0.13, 2.0, 11.0])  # 11 s are more than one part of windows
-def test_speech_opening_is_what_it_is_defined_to_be(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0.13, 2.0, 11.0])  # 11 s take more than one chunk
+def test_speech_opening_follows_its_definition(seconds: float) -> None:
     samples = syllables(seconds)
     frames = round(seconds * 30) + 9
     found = speech_opening_of_samples(samples, frames, 30)
@@ -81,7 +81,7 @@ def test_speech_opening_is_what_it_is_defined_to_be(seconds: float) -> None:
     assert (found[-1], found.shape) == (0, (frames,))
 
 
-def test_speech_opening_of_a_sound_is_that_of_its_mean_channel() -> None:
+def test_channels_of_a_sound_are_averaged() -> None:
     samples = np.rint(syllables(1) * 32767).astype(np.int16)
     stereo = Sound(np.stack([samples, np.zeros_like(samples)], axis=1), SAMPLE_RATE_HZ)
     expected = speech_opening_of_samples(samples.astype(np.float32) / 65536, 25, RATE_HZ)
@@ -92,7 +92,9 @@ def test_speech_opening_of_a_sound_is_that_of_its_mean_channel() -> None:
     ("frequency_hz", "level_db", "opening"),
     [(700, 0, 1), (700, -59.9, 1), (700, -60.1, 0), (345, -59.9, 1), (1455, -60.1, 0), (3000, 0, 0)],
 )
-def test_full_scale_is_that_of_a_sine(frequency_hz: float, level_db: float, opening: float) -> None:
+def test_levels_are_relative_to_a_full_scale_sine(
+    frequency_hz: float, level_db: float, opening: float
+) -> None:
     found = speech_opening_of_samples(sine(1, frequency_hz, level_db), 25, RATE_HZ)
     np.testing.assert_allclose(found[6:19], opening, atol=1e-3)
 
@@ -106,7 +108,7 @@ def test_a_syllable_opens_the_mouth_at_its_time() -> None:
     assert found[:18].max() < 1e-3
 
 
-def test_silence_opens_no_mouth() -> None:
+def test_silence_keeps_the_mouth_closed() -> None:
     for samples in (np.zeros(16_000, np.float32), np.zeros(0, np.float32)):
         np.testing.assert_array_equal(speech_opening_of_samples(samples, 30, RATE_HZ), np.zeros(30))
     silence = Sound(np.zeros((8000, 2), np.int16), 8000)
@@ -115,7 +117,7 @@ def test_silence_opens_no_mouth() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 40), st.floats(1, 120), st.floats(-30, 6), st.integers(0, 99))
-def test_speech_opening_is_a_share(
+def test_speech_opening_is_within_0_and_1(
     count: int, frames: int, rate_hz: float, gain_db: float, seed: int
 ) -> None:
     samples = np.random.default_rng(seed).normal(0, 10 ** (gain_db / 20), count).astype(np.float32)
@@ -123,7 +125,7 @@ def test_speech_opening_is_a_share(
     assert found.shape == (frames,)
     assert ((found >= 0) & (found <= 1)).all()
     louder = speech_opening_of_samples(2 * samples, frames, rate_hz)
-    if count > 1000:  # never near -60 dBFS: only differences of level count
+    if count > 1000:  # far above -60 dBFS, so only relative levels count
         np.testing.assert_allclose(louder, found, atol=1e-4)
 
 
@@ -171,7 +173,7 @@ def test_a_correlation_is_never_nan(signals: tuple[np.ndarray, np.ndarray], reac
     assert abs(found.lag_frames) <= reach
 
 
-def test_a_signal_that_does_not_change_has_no_lip_sync() -> None:
+def test_a_constant_signal_has_no_correlation() -> None:
     for constant in (np.zeros(40), np.full(40, 0.1)):
         found = lip_sync(constant, openings(40), RATE_HZ)
         assert (found.correlation, found.best_correlation, found.lag_frames) == (0, 0, 0)
@@ -259,6 +261,6 @@ VIDEO = Video(np.stack(FILM), RATE_HZ)
         (lambda: judge(VIDEO, BOX, face()[:64]), "96x64 pixels should have the video's 96x128"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(call, message: str) -> None:
+def test_unusable_arguments_are_refused(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Reading back what was written."""
+"""Videos are read as they were written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_frames_colours_and_sound_come_back(tmp_path: Path, rate_hz: float) -> N
     assert np.abs(np.asarray(back, np.float64) - frames()).mean() < 2
     assert back.sound is not None
     start = np.flatnonzero(np.abs(back.sound.samples[:, 0]) > 3000)[0] / back.sound.sample_rate_hz
-    assert start == pytest.approx(0.2, abs=0.01)  # no delay by the encoder
+    assert start == pytest.approx(0.2, abs=0.01)  # the encoder's delay is compensated
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -64,7 +64,7 @@ def test_an_uneven_frame_rate_is_refused(tmp_path: Path) -> None:
         read_video(path)
 
 
-def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_refused(tmp_path: Path) -> None:
     save_video(frames(), tmp_path / "a.mp4", frame_rate_hz=25)
     whole = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])

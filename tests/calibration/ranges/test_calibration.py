@@ -1,4 +1,4 @@
-"""Statistics of real calls, collected segment by segment, and the file that holds them."""
+"""Statistics of recorded calls, collected segment by segment, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SUBMODELS = ("vae_decoder", "unet")
 
 @pytest.fixture(scope="module")
 def bundle(small) -> Bundle:
-    """The small one, opened."""
+    """The small bundle, opened."""
     return open_bundle(small.bundle)
 
 
@@ -42,14 +42,14 @@ def bundle(small) -> Bundle:
 def recordings(
     tmp_path_factory: pytest.TempPathFactory, small, portrait: Path, short_wav: Path
 ) -> Recordings:
-    """Of one example; to be read only."""
+    """Recordings of one example; tests must not change them."""
     folder = tmp_path_factory.mktemp("recordings") / "r"
     return record(small.bundle, [Example(portrait, short_wav)], folder, OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def observed(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """What is looked at in each submodel."""
+    """The observed tensors of each submodel."""
     return {
         submodel: observed_tensors(find_layers(StoredGraph.open(bundle.graph_path(submodel))))
         for submodel in SUBMODELS
@@ -60,12 +60,12 @@ def observed(bundle: Bundle) -> dict[str, dict[str, int]]:
 def calibration(
     bundle: Bundle, recordings: Recordings, observed, tmp_path_factory: pytest.TempPathFactory
 ) -> Calibration:
-    """Of both submodels, not interrupted."""
+    """An uninterrupted calibration of both submodels."""
     return calibrate(bundle, recordings, observed, tmp_path_factory.mktemp("work"))
 
 
 def session_values(graph: StoredGraph, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """Tensors from one session of the whole graph."""
+    """Values of tensors, computed by one session of the whole graph."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     known = {output.name for output in model.graph.output}
@@ -80,7 +80,7 @@ def session_values(graph: StoredGraph, sample: Sample, names: list[str]) -> dict
 def run_segments(
     graph: StoredGraph, observed: Collection[str], inputs: dict[str, np.ndarray], folder: Path
 ) -> dict[str, np.ndarray]:
-    """The graph's outputs, with no more kept on the way than later segments need."""
+    """The graph's outputs, computed segment by segment with only the needed tensors stored."""
     store = ValueStore(folder)
     for name, values in inputs.items():
         store.write(7, name, values)
@@ -111,33 +111,33 @@ def test_segments_have_every_node_once_and_in_order(bundle: Bundle, observed, su
     assert [n.output[:] for s in segments for n in s.nodes] == [n.output[:] for n in graph.model.graph.node]
     assert len(segments) > 1
     known = {value.name for value in graph.model.graph.input}
-    looked_at: list[str] = []
+    observed_tensors_seen: list[str] = []
     for index, segment in enumerate(segments):
         assert known >= needed_from(segments, index) >= set(segment.inputs)
         known |= set(segment.outputs)
-        looked_at += segment.observed
+        observed_tensors_seen += segment.observed
         assert len(segment.observed) <= 8
-    assert len(looked_at) == len(set(looked_at))
+    assert len(observed_tensors_seen) == len(set(observed_tensors_seen))
     inputs = {value.name for value in graph.model.graph.input}
-    assert set(looked_at) == set(observed[submodel]) - inputs
+    assert set(observed_tensors_seen) == set(observed[submodel]) - inputs
     assert known >= {output.name for output in graph.model.graph.output}
 
 
-def test_segments_have_no_more_weights_than_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_respect_the_limit_of_weights(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = StoredGraph.open(bundle.graph_path("vae_decoder"))
     assert len(split_graph(graph, [])) == 1
     monkeypatch.setattr(segments_module, "_WEIGHT_BYTES_PER_SEGMENT", 100_000)
     segments = split_graph(graph, [])
     assert len(segments) > 3
 
-    def weigh(*nodes: onnx.NodeProto) -> int:
+    def weight_bytes(*nodes: onnx.NodeProto) -> int:
         read = [name for node in nodes for name in node.input if name in graph.initializers]
         return sum(graph.load(name).nbytes for name in read)
 
     for segment in segments:
-        assert weigh(*segment.nodes) <= 100_000 or len(segment.nodes) == 1
+        assert weight_bytes(*segment.nodes) <= 100_000 or len(segment.nodes) == 1
     for segment, after in pairwise(segments):
-        assert weigh(*segment.nodes, after.nodes[0]) > 100_000
+        assert weight_bytes(*segment.nodes, after.nodes[0]) > 100_000
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -191,7 +191,7 @@ def test_an_interrupted_calibration_resumes(
     monkeypatch: pytest.MonkeyPatch,
     interrupted: int,
 ) -> None:
-    """In the middle of a segment, or, 0, before the first."""
+    """Interrupted in the middle of a segment, or (0) before the first one."""
     wanted = {"unet": observed["unet"]}
     write, run_segment, writes = ValueStore.write, module._run_segment, 0
     ran: list[str] = []
@@ -217,14 +217,14 @@ def test_an_interrupted_calibration_resumes(
     segments = split_graph(StoredGraph.open(bundle.graph_path("unet")), wanted["unet"])
     firsts = [segment.nodes[0].output[0] for segment in segments]
     assert before == firsts[:interrupted]
-    assert ran[interrupted:] == firsts[max(interrupted - 1, 0) :]  # only what was interrupted runs again
+    assert ran[interrupted:] == firsts[max(interrupted - 1, 0) :]  # only the interrupted segment runs again
     graphs = {"unet": calibration.graphs["unet"]}
     whole = replace(calibration, tensors={"unet": calibration.tensors["unet"]}, graphs=graphs)
     assert found.digest == whole.digest
     assert not (tmp_path / "work").exists()
 
 
-def test_what_another_calibration_left_is_not_used(
+def test_leftovers_of_another_calibration_are_not_used(
     bundle: Bundle, recordings: Recordings, observed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = {"vae_decoder": observed["vae_decoder"]}
@@ -251,7 +251,7 @@ def test_what_another_calibration_left_is_not_used(
 
 
 def copied(recordings: Recordings, folder: Path, name: str, change) -> Recordings:
-    """Recordings with another digest and one input changed."""
+    """A copy of the recordings with another digest and one input changed."""
     shutil.copytree(recordings.folder, folder)
     changed = Recordings(folder, "another")
     for sample in (sample for submodel in SUBMODELS for sample in changed.samples(submodel)):
@@ -336,7 +336,7 @@ def test_any_statistics_come_back_and_have_their_own_digest(
 
 
 def stored(folder: Path, kind: str) -> Path:
-    """A file that is no calibration."""
+    """A file that cannot be read as a calibration."""
     path = folder / "a.npz"
     statistics = TensorStatistics()
     statistics.update(np.ones((3, 2), np.float32), -1)
@@ -370,7 +370,7 @@ def stored(folder: Path, kind: str) -> Path:
     "kind",
     ["missing", "text", "other", "array", "version", "fields", "empty", "cut", "changed"],
 )
-def test_what_is_no_calibration_is_refused(kind: str, tmp_path: Path) -> None:
+def test_files_that_are_not_calibrations_are_refused(kind: str, tmp_path: Path) -> None:
     path = stored(tmp_path, kind)
     reason = "is of version 99" if kind == "version" else "is no calibration"
     with pytest.raises(InputError, match=f"{path} {reason}"):

@@ -1,4 +1,4 @@
-"""Statistics of tensors, and ranges for integers chosen from them."""
+"""Statistics of tensors, and the quantization ranges chosen from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from sonic.errors import InputError
 from sonic_calibration.ranges.statistics import BINS, METHODS, TensorStatistics, choose_range
 
-# Multiples of a power of two: sums of these are exact, in whatever order, and so are the histogram's bins.
+# Multiples of a power of two: their sums are exact in any order, and so are the histogram's bins.
 INTEGERS = st.integers(-3000, 3000)
 EXACT = st.tuples(st.integers(1, 4), st.integers(-12, 12)).flatmap(
     lambda form: st.lists(
@@ -22,7 +22,7 @@ EXACT = st.tuples(st.integers(1, 4), st.integers(-12, 12)).flatmap(
         max_size=6,
     )
 )
-# The bins of values over 2^127 are another matter, see below.
+# Larger values overflow the computation of bins; a test of their own is below.
 ANY = arrays(
     np.float32,
     st.tuples(st.integers(1, 40), st.integers(1, 4)),
@@ -43,7 +43,7 @@ def heavy_tailed(seed: int, count: int = 20_000) -> np.ndarray:
 
 
 def quantization_error(values: np.ndarray, low: float, high: float) -> float:
-    """Mean squared, of 256 levels one of which is zero."""
+    """Mean squared error of quantization to 256 levels, one of which is zero."""
     step = (high - low) / 255
     zero = np.rint(-low / step)
     levels = np.clip(np.rint(values.astype(float) / step) + zero, 0, 255)
@@ -59,7 +59,7 @@ def test_the_histogram_keeps_every_count_while_it_widens(parts: list[np.ndarray]
 
 
 @given(EXACT)
-def test_values_in_several_parts_are_seen_as_at_once(parts: list[np.ndarray]) -> None:
+def test_updates_in_parts_give_the_statistics_of_the_whole(parts: list[np.ndarray]) -> None:
     whole = np.concatenate(parts)
     one, many = seen(whole), seen(*parts)
     for field in ("minimum", "maximum", "limit", "count"):
@@ -121,7 +121,7 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
 
 
 @given(ANY, st.sampled_from(METHODS))
-def test_a_range_has_zero_and_is_within_the_values(values: np.ndarray, method: str) -> None:
+def test_a_range_contains_zero_and_is_within_the_values(values: np.ndarray, method: str) -> None:
     low, high = choose_range(seen(values), method)
     assert min(values.min(), 0) <= low <= 0 <= high <= max(values.max(), 0)
     if method == "minmax":
@@ -139,7 +139,7 @@ def test_the_least_error_is_no_worse_than_that_of_the_whole_range(
     error, whole = (
         quantization_error(values, *choose_range(statistics, method)) for method in ("mse", "minmax")
     )
-    assert error <= 1.02 * whole  # the histogram knows errors in the mean only
+    assert error <= 1.02 * whole  # the histogram only gives the mean error of each bin
 
 
 def test_the_least_error_is_no_worse_where_nearly_all_values_are_zero() -> None:
@@ -184,7 +184,7 @@ def test_the_percentile_cuts_no_more_than_its_share() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_the_largest_floats_are_counted_where_they_are() -> None:
+def test_the_largest_floats_are_counted_in_the_right_bins() -> None:
     statistics = seen(np.array([[3e38], [-1], [0]], np.float32))
     assert statistics.histogram[: BINS // 2 - 1].sum() == 0
     assert statistics.histogram[BINS // 2 + 1 :].sum() == 1

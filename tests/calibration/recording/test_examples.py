@@ -1,4 +1,4 @@
-"""Which picture belongs to which recording."""
+"""Pairing of portraits and recordings, and the built-in examples."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_file_is_used_where_no_names_agree(
             assert audio == f"{sorted(recordings)[number % len(recordings)]}.wav"
 
 
-def test_folders_are_no_examples(tmp_path: Path) -> None:
+def test_folders_are_not_examples(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.png", "b.wav")
     (tmp_path / "b.png").mkdir()
     assert names_of(read_examples(tmp_path)) == [("a.png", "b.wav")]
@@ -81,4 +81,4 @@ def test_the_built_in_examples_can_be_used() -> None:
         assert min(load_portrait(example.image).size) >= 64
         sound = load_sound(example.audio)
         assert sound.duration_seconds > 1
-        assert sound.samples.std() > 100  # it speaks
+        assert sound.samples.std() > 100  # not silent

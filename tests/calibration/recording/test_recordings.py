@@ -1,4 +1,4 @@
-"""Calls of real generations, recorded on disk."""
+"""Calls of submodels, recorded on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS = RecordingOptions(calls=16, duration_seconds=0.3, resolution_pixels=64,
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory, portrait: Path, short_wav: Path) -> list[Example]:
-    """Two, that differ in their pictures."""
+    """Two examples with different portraits."""
     mirrored = tmp_path_factory.mktemp("mirrored") / "portrait.png"
     with Image.open(portrait) as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
@@ -33,13 +33,13 @@ def examples(tmp_path_factory: pytest.TempPathFactory, portrait: Path, short_wav
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, small, examples: list[Example]) -> Recordings:
-    """Both examples, not interrupted; to be read only."""
+    """An uninterrupted recording of both examples; tests must not change it."""
     return record(small.bundle, examples, tmp_path_factory.mktemp("recordings") / "r", OPTIONS)
 
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The portraits that were generated from now on."""
+    """The portraits of the clips that are generated from now on."""
     portraits: list[Path] = []
     generate = sonic.SonicModel.generate
 
@@ -61,7 +61,7 @@ def tag(recordings: Recordings, submodel: str, name: str) -> list[Any]:
     return [sample.tags[name] for sample in recordings.samples(submodel)]
 
 
-def weigh(sample: Sample) -> int:
+def total_bytes(sample: Sample) -> int:
     return sum(array.nbytes for kind in ("in", "out") for array in sample.arrays(kind).values())
 
 
@@ -87,7 +87,7 @@ def test_outputs_are_what_a_submodel_makes_of_the_inputs(recorded: Recordings, s
             np.testing.assert_allclose(outputs[name], values, atol=1e-5 * np.abs(values).max())
 
 
-def test_the_examples_are_told_apart(recorded: Recordings) -> None:
+def test_calls_of_different_examples_differ(recorded: Recordings) -> None:
     first, second = (sample.arrays("in")["latents"] for sample in recorded.samples("vae_decoder"))
     assert first.shape == second.shape and np.abs(first - second).max() > 1e-3
 
@@ -128,7 +128,7 @@ def test_an_interrupted_recording_resumes(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sonic.SonicModel, "generate", interrupted)
         record(small.bundle, examples, tmp_path / "r", OPTIONS)
-    assert len(Recordings(tmp_path / "r", "").samples("vae_decoder")) == 1  # the first is whole
+    assert len(Recordings(tmp_path / "r", "").samples("vae_decoder")) == 1  # the first one is complete
     generated.clear()
     resumed = record(small.bundle, examples, tmp_path / "r", OPTIONS)
     assert generated == [examples[1].image]
@@ -144,7 +144,7 @@ def test_an_interrupted_writing_resumes(
     def interrupted(*arguments, **arrays):
         nonlocal count
         count += 1
-        if count == 10:  # the second example's third
+        if count == 10:  # the third call of the second example
             raise KeyboardInterrupt
         savez(*arguments, **arrays)
 
@@ -172,17 +172,17 @@ def test_other_options_examples_and_submodels_replace_the_recordings(
         assert generated == [example.image for example in chosen]
         counts = Counter(sample.tags["example"] for sample in found.samples(submodels[0]))
         assert set(counts) == set(range(len(chosen))) and max(counts.values()) <= 2
-        assert len(list(folder.rglob("*.npz"))) == counts.total()  # nothing is left of the others
+        assert len(list(folder.rglob("*.npz"))) == counts.total()  # the old recordings are gone
 
 
 def test_the_bytes_are_kept_within_their_limit(small, examples: list[Example], tmp_path: Path) -> None:
     unlimited = record(small.bundle, examples[:1], tmp_path / "a", OPTIONS, ("unet",))
-    sizes = [weigh(sample) for sample in unlimited.samples("unet")]
+    sizes = [total_bytes(sample) for sample in unlimited.samples("unet")]
     assert len(sizes) == 6
     limited = RecordingOptions(16, 3 * sizes[0], 0.3, 64, 2)
     kept = record(small.bundle, examples[:1], tmp_path / "b", limited, ("unet",)).samples("unet")
     assert 2 <= len(kept) <= 3
-    assert sum(map(weigh, kept)) <= limited.bytes
+    assert sum(map(total_bytes, kept)) <= limited.bytes
     first = record(small.bundle, examples[:1], tmp_path / "c", RecordingOptions(16, 1, 0.3, 64, 1), ("unet",))
     assert tag(first, "unet", "branches") == [[0]]
 
