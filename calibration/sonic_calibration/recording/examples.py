@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonic.engines.base import Observer
+from sonic.engines.watched import Observer
 from sonic.errors import InputError
 from sonic.media.video import Video
 from sonic.model import SonicModel

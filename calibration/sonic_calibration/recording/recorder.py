@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sonic.engines.base import Call
+from sonic.engines.watched import Call
 
 
 class Recorder:

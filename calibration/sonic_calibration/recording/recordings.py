@@ -23,7 +23,7 @@ import numpy as np
 
 from sonic.bundle.manifest import MANIFEST_NAME
 from sonic.bundle.store import sha256_of
-from sonic.engines.base import Call
+from sonic.engines.watched import Call
 from sonic.errors import InputError, OutputError
 from sonic.model import load_model
 from sonic.progress import NoProgress, Progress

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.engines.base import Call
+from sonic.engines.watched import Call
 from sonic_calibration.recording.recorder import Recorder
 
 
