@@ -15,7 +15,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside, replace_graph, tensor_bytes
+from sonic_calibration.graphs.stored_graph import (
+    StoredGraph,
+    open_with_external_weights,
+    replace_graph,
+    tensor_bytes,
+)
 
 _WEIGHT_BYTES_PER_SEGMENT = 400_000_000
 _OBSERVED_PER_SEGMENT = 8  # the observed tensors of a segment are all in memory at the same time
@@ -102,7 +107,7 @@ def open_segment(
         )
     for name in dict.fromkeys((*segment.outputs, *segment.observed)):
         model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return open_beside(model, graph.path.parent)
+    return open_with_external_weights(model, graph.path.parent)
 
 
 class ValueStore:

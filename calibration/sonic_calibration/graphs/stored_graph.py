@@ -70,7 +70,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
 class WeightKeeper:
     """Collects the initializers of a graph that stays in memory; unchanged ones stay external references.
 
-    `open_beside` opens a session that resolves these references.
+    `open_with_external_weights` opens a session that resolves these references.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class WeightKeeper:
         self.tensors[name] = graph.initializers[name]
 
 
-def open_beside(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
+def open_with_external_weights(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
     """Open a session for a model in memory whose external weights are in files of `folder`."""
     options = session_options()
     entry = "session.model_external_initializers_file_folder_path"

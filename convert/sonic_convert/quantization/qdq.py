@@ -23,7 +23,7 @@ from sonic_calibration.graphs.stored_graph import (
     StoredGraph,
     WeightKeeper,
     WeightWriter,
-    open_beside,
+    open_with_external_weights,
     replace_graph,
 )
 from sonic_calibration.ranges.statistics import METHODS, TensorStatistics, choose_range
@@ -117,7 +117,7 @@ def open_quantized(
 ) -> onnxruntime.InferenceSession:
     """The graph of `quantize_graph` as a session, with nothing written: only new weights are in memory."""
     model = _Rewriter(graph, WeightKeeper(), precisions, statistics, options, {}).model()
-    return open_beside(model, graph.path.parent)
+    return open_with_external_weights(model, graph.path.parent)
 
 
 class _Rewriter:

@@ -20,7 +20,7 @@ from sonic_calibration.graphs.stored_graph import (
     StoredGraph,
     WeightKeeper,
     WeightWriter,
-    open_beside,
+    open_with_external_weights,
     replace_graph,
 )
 
@@ -269,7 +269,7 @@ def test_a_model_in_memory_finds_its_external_weights(tmp_path: Path) -> None:
     nodes[1] = helper.make_node("Add", ["1", "half"], ["y"])
     model = replace_graph(stored.model, nodes, keeper.tensors.values())
     x = rng.normal(size=(3, 40)).astype(np.float32)
-    (found,) = open_beside(model, tmp_path).run(None, {"x": x})
+    (found,) = open_with_external_weights(model, tmp_path).run(None, {"x": x})
     np.testing.assert_allclose(found, x @ weights["w"] + 0.5, rtol=1e-4, atol=1e-4)
 
 

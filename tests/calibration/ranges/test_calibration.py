@@ -21,7 +21,7 @@ from sonic.errors import InputError, OutputError
 from sonic_calibration.graphs import segments as segments_module
 from sonic_calibration.graphs.layers import find_layers
 from sonic_calibration.graphs.segments import ValueStore, needed_from, open_segment, split_graph
-from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside
+from sonic_calibration.graphs.stored_graph import StoredGraph, open_with_external_weights
 from sonic_calibration.ranges import calibration as module
 from sonic_calibration.ranges.calibration import Calibration, calibrate, graph_digest, observed_tensors
 from sonic_calibration.ranges.statistics import TensorStatistics
@@ -71,7 +71,7 @@ def session_values(graph: StoredGraph, sample: Sample, names: list[str]) -> dict
     known = {output.name for output in model.graph.output}
     given = sample.arrays("in")
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known and n not in given)
-    session = open_beside(model, graph.path.parent)
+    session = open_with_external_weights(model, graph.path.parent)
     wanted = [name for name in names if name not in given]
     found = dict(zip(wanted, session.run(wanted, given), strict=True))
     return found | {name: given[name] for name in names if name in given}

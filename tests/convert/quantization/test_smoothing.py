@@ -14,7 +14,7 @@ from onnx.helper import make_node
 
 from sonic.bundle.store import Bundle
 from sonic_calibration.graphs.layers import find_layers
-from sonic_calibration.graphs.stored_graph import StoredGraph, open_beside
+from sonic_calibration.graphs.stored_graph import StoredGraph, open_with_external_weights
 from sonic_calibration.ranges.statistics import choose_range
 from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization.arithmetic import affine
@@ -216,7 +216,7 @@ def test_all_groups_of_the_unet_can_be_scaled(bundle: Bundle, recordings: Record
     assert len(groups) > 100
     random = np.random.default_rng(0)
     by = {g: 2.0 ** random.integers(-3, 4, g.layers[0].shape[g.layers[0].input_axis]) for g in groups}
-    session = open_beside(folded(graph, by), graph.path.parent)
+    session = open_with_external_weights(folded(graph, by), graph.path.parent)
     sample = recordings.samples("unet")[0]
     found = session.run(["prediction"], sample.arrays("in"))[0]
     assert relative_l2(found, sample.arrays("out")["prediction"]) < 1e-4
