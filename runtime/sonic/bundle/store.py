@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
 from sonic.errors import BundleError
@@ -75,11 +75,11 @@ def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
 
 def search_path() -> list[Path]:
     """Where bundles are looked for: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
-    home = os.environ.get("SONIC_HOME")
+    home, user_data = os.environ.get("SONIC_HOME"), _user_data_directory()
     return [
         *([Path(home)] if home else []),
         Path("bundles"),
-        _user_data_directory() / "sonic",
+        *([user_data] if user_data else []),
         PACKAGED_BUNDLES,
     ]
 
@@ -120,10 +120,10 @@ def file_info(path: Path, root: Path) -> FileInfo:
     return FileInfo(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
 
 
-def _user_data_directory() -> Path:
-    """The platform's folder for a user's data (XDG, macOS, Windows)."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+def _user_data_directory() -> Path | None:
+    """The platform's folder for a user's data; None for a user without a home, as containers have them."""
+    try:
+        path = platformdirs.user_data_path("sonic", appauthor=False)
+    except RuntimeError:  # from platformdirs 4.6 on; before, the path starts with the "~" it could not expand
+        return None
+    return path if path.is_absolute() else None
