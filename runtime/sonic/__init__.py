@@ -16,7 +16,14 @@ import os
 # set before; a user who wants telemetry sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from sonic.errors import BundleError, InputError, OutputError, SonicError, SonicWarning
+from sonic.errors import (
+    BundleError,
+    GenerationCancelled,
+    InputError,
+    OutputError,
+    SonicError,
+    SonicWarning,
+)
 from sonic.media.video import Video, VideoStream, save_video
 from sonic.model import ClipResult, SonicModel, load_model
 
@@ -25,6 +32,7 @@ __version__ = "0.1.0"  # of all packages of the repository; both pyproject.toml 
 __all__ = [
     "BundleError",
     "ClipResult",
+    "GenerationCancelled",
     "InputError",
     "OutputError",
     "SonicError",

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Any,
     Concatenate,
     Literal,
@@ -39,9 +38,6 @@ from annotated_types import GroupedMetadata
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sonic.errors import InputError
-
-if TYPE_CHECKING:
-    from sonic.bundle.constants import Constants
 
 PathLike = str | os.PathLike[str]
 
@@ -64,7 +60,7 @@ class Option(GroupedMetadata):
         minimum, maximum: the range, bounds included.
         default: what is used where the field's default is None.
         name: on command lines and in files, where the field's own (published) name differs.
-        bundle_default: the bundle's value for None, from its constants.
+        bundle_default: gives the bundle's value for None, from its constants.
     """
 
     sentence: str
@@ -73,7 +69,7 @@ class Option(GroupedMetadata):
     maximum: float | None = None
     default: str = ""
     name: str = ""
-    bundle_default: Callable[[Constants], Any] | None = None
+    bundle_default: Callable[[Any], Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """The constraints as pydantic's."""

@@ -52,7 +52,7 @@ def with_options(
                 values[parameter] = kind(**given)
             return command(*args, **values)
 
-        for definition in reversed(chosen):
+        for definition in sorted(reversed(chosen), key=lambda one: one.required):  # those come first
             call = _option(definition, defaults.get(definition.field, definition.default))(call)
         return call  # type: ignore[return-value]
 

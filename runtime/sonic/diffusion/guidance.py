@@ -11,7 +11,7 @@ import numpy as np
 
 from sonic.bundle.constants import GUIDANCE_BRANCHES
 
-BRANCH_NAMES = ("neither", "image", "both")
+BRANCH_NAMES = ("unconditional", "image", "image and audio")
 
 
 def guidance_scales(first_last: tuple[float, float], steps: int) -> np.ndarray:

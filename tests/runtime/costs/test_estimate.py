@@ -51,7 +51,10 @@ def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Pa
 
 def test_cost_grows_with_the_clip_and_memory_hardly(model) -> None:
     machine = MACHINES["graviton3"]
-    short, long = (estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 128, 128, 25)), machine) for s in (6, 60))
+    short, long = (
+        estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 128, 128, 25)), machine)
+        for s in (6, 60)
+    )
     assert 9 < long.total_seconds / short.total_seconds < 11
     assert long.peak_bytes < 1.15 * short.peak_bytes
     large = estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(6, 512, 512, 25)), machine)
@@ -60,7 +63,10 @@ def test_cost_grows_with_the_clip_and_memory_hardly(model) -> None:
 
 def test_an_hour_needs_disk_and_no_more_memory(model) -> None:
     machine = MACHINES["graviton3"]
-    minutes, hour = (estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 512, 512, 25)), machine) for s in (900, 3600))
+    minutes, hour = (
+        estimate_clip(model.manifest, plan_clip(model.constants, ClipSize(s, 512, 512, 25)), machine)
+        for s in (900, 3600)
+    )
     assert hour.peak_bytes == pytest.approx(minutes.peak_bytes, abs=2**20)  # but for this process itself
     assert hour.disk_bytes == pytest.approx(4 * minutes.disk_bytes)
     latents = 2 * 45_000 * 4 * 64 * 64 * 4
