@@ -31,10 +31,10 @@ COMPONENTS = (
     "face_detector",
 )
 CONSTANTS = "constants"
-"""In place of a component: the files that give the runtime's numbers beside the components' own."""
+"""In place of a component's name: the files that only the runtime's constants are read from."""
 
 EMBEDDED = Path(__file__).parents[1] / "assets"
-"""Checkpoints that this package brings along, by name: sonic-tiny."""
+"""Checkpoints that come with this package, by name: sonic-tiny."""
 
 DEFAULT_LICENSE = (
     "Sonic's weights are licensed CC BY-NC-SA 4.0 (non-commercial use only), Stable Video "
@@ -53,9 +53,9 @@ class Checkpoint:
         unet_config, vae_config, image_encoder_config, scheduler_config, audio_encoder_config: the
             parsed configuration files; the first two always have `norm_num_groups`, 32 unless the
             file says otherwise.
-        constants: the runtime's numbers: its defaults, what the configurations above say, and the
-            overrides of `Sonic/config.json`.
-        license, name: what `Sonic/config.json` says, or the official weights' license and "sonic".
+        constants: the runtime's constants: its defaults with the values of the configurations above and
+            the overrides of `Sonic/config.json`.
+        license, name: those of `Sonic/config.json`; by default the official weights' license and "sonic".
     """
 
     path: Path
@@ -74,12 +74,12 @@ class Checkpoint:
         """Check that every file is there and read the configurations; no weights are read yet.
 
         Args:
-            path: the checkpoint folder, or the name of one that this package brings along.
+            path: the checkpoint folder, or the name of one that comes with this package.
             variant: "fp16" and "fp32" take only the VAE and image encoder files with and without
                 `.fp16` in their name; "auto" prefers those with, as upstream does.
 
         Raises:
-            InputError: a file is missing, or a configuration is not usable; it is named.
+            InputError: a file is missing, or a configuration cannot be used; the message names it.
         """
         path = find_checkpoint(path)
         check_files(path)
@@ -132,7 +132,7 @@ class Checkpoint:
 
         Args:
             component: which submodel.
-            dtype: what floating tensors are converted to; None keeps the file's.
+            dtype: what floating-point tensors are converted to; None keeps the file's.
 
         Raises:
             InputError: the file is corrupt or does not hold plain tensors.
@@ -159,7 +159,7 @@ def _flow_name(name: str) -> str | None:
 
 
 def _image_name(name: str) -> str | None:
-    # A buffer that transformers stored before 4.31; it is 0, 1, 2, ...
+    # A buffer, 0, 1, 2, ..., that versions of transformers before 4.31 stored.
     return None if name.endswith("embeddings.position_ids") else name
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration files say, and the runtime's numbers that follow from them."""
+"""Reads a checkpoint's configuration files and derives the runtime's constants from them."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def read_configs(root: Path) -> dict[str, dict[str, Any]]:
     """The parsed files of `CONFIGS`, checked; the UNet's and the VAE's have `norm_num_groups`.
 
     Raises:
-        InputError: a file is not JSON, a value is missing or one that Sonic cannot run with.
+        InputError: a file is not JSON, or a value is missing or not one that Sonic can run with.
     """
     configs = {name: _read_config(root / file, name) for name, file in CONFIGS.items()}
     _check_scheduler(configs["scheduler"], root / CONFIGS["scheduler"])
     _check_widths(configs, root)
     for name in ("unet", "vae"):
-        configs[name].setdefault("norm_num_groups", 32)  # what diffusers fixes
+        configs[name].setdefault("norm_num_groups", 32)  # fixed in diffusers
     return configs
 
 
@@ -124,7 +124,11 @@ def _check_widths(configs: dict[str, dict[str, Any]], root: Path) -> None:
 
 
 def read_constants(configs: dict[str, dict[str, Any]], root: Path) -> Constants:
-    """The runtime's defaults with what the configurations say."""
+    """The runtime's default constants with the values of the configurations.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
     scheduler, vae = configs["scheduler"], configs["vae"]
     defaults = Constants()
     blocks = vae["block_out_channels"]
@@ -173,7 +177,7 @@ def override_constants(constants: Constants, own: dict[str, Any], path: Path) ->
     values = json.loads(json.dumps(constants.to_json()))
     parts = own.get("constants", {})
     if not isinstance(parts, dict):
-        raise InputError(f"{path}: 'constants' is {parts!r}, but should be an object of parts")
+        raise InputError(f"{path}: 'constants' is {parts!r}, but should be an object of objects")
     for part, changes in parts.items():
         if part not in values or not isinstance(changes, dict):
             raise InputError(
@@ -197,10 +201,10 @@ def override_constants(constants: Constants, own: dict[str, Any], path: Path) ->
 
 
 def own_text(own: dict[str, Any], key: str, default: str, path: Path) -> str:
-    """A text of `Sonic/config.json`, or `default` where it has none."""
+    """A string of `Sonic/config.json`, or `default` where it has none."""
     value = own.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{path}: '{key}' is {value!r}, but should be a text")
+        raise InputError(f"{path}: '{key}' is {value!r}, but should be a string")
     return value
 
 

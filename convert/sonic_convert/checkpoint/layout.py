@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are, what they are, and where users get them."""
+"""The files of a checkpoint: where they are, what they hold, and where users get them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class WeightFiles:
     """Weights that come under several names.
 
     Attributes:
-        folder: where they are.
-        safetensors_stem, bin_stem: of the names that end in .safetensors and .bin.
-        what: they are.
-        where: users get them.
+        folder: in the checkpoint.
+        safetensors_stem, bin_stem: file names without ``.fp16`` and the suffixes .safetensors and .bin.
+        what: what the weights are, for messages.
+        where: where users get them.
         has_variants: whether upstream loads ``.fp16`` files too.
     """
 
@@ -84,7 +84,7 @@ def check_files(root: Path) -> None:
 
 
 def find_weights(root: Path, component: str, variant: Variant) -> Path:
-    """The weight file of one of `WEIGHTS`, which comes under several names.
+    """The weights file of one of `WEIGHTS`, whatever its name.
 
     Raises:
         InputError: none of them is there, or `variant` is not one of the three.

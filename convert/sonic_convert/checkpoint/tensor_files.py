@@ -13,7 +13,7 @@ from torch import nn
 
 from sonic.errors import InputError
 
-_LISTED = 10  # names that an error lists before it only counts
+_LISTED = 10  # names in an error message; further ones are only counted
 
 
 def read_tensors(
@@ -23,12 +23,12 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Read a `.safetensors` file, or a state dict saved by PyTorch (any other suffix).
 
-    Pickles are read with `weights_only=True`: one that asks for code is refused.
+    Pickles are read with `weights_only=True`: a file that would run code is refused.
 
     Args:
         path: the file.
-        keep: the name to give a tensor, or None for one to leave out.
-        dtype: floating tensors are converted to it; None keeps what the file holds.
+        keep: maps a tensor's name to the one to give it, or to None to leave the tensor out.
+        dtype: floating-point tensors are converted to it; None keeps the file's.
 
     Raises:
         InputError: the file is corrupt, refused, or not a dictionary of tensors.

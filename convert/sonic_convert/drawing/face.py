@@ -1,6 +1,6 @@
-"""Drawn head and shoulders: a look that says who it is, and a pose that says what the face does.
+"""Draws head and shoulders: a look is who is drawn, a pose is what the face does.
 
-Lengths are in widths of the face, from its centre; x grows to the right and y downwards.
+Lengths are in face widths, measured from the centre of the face; x grows to the right and y downwards.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _paint_eye(painter: Painter, look: Look, pose: Pose, side: int, shade: Color
 
 
 def _paint_lens(painter: Painter, x: float, y: float, side: int) -> None:
-    for angle_start in range(4):  # four bars: the rim is not filled
+    for angle_start in range(4):  # four bars, as the lens inside the rim is clear
         horizontal, sign = angle_start % 2, 1 if angle_start < 2 else -1
         centre = (x, y + sign * 0.1) if horizontal else (x + sign * 0.15, y)
         radii = (0.15, 0.011) if horizontal else (0.011, 0.1)

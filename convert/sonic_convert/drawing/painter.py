@@ -1,4 +1,4 @@
-"""Painting smooth shapes with Pillow, each only within its own bounds."""
+"""Paints smooth shapes with Pillow, each within its own bounding box."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a group of shapes is: turned about `pivot`, then shifted (units of the painter)."""
+    """Where a group of shapes is: rotated about `pivot`, then shifted (in units of the painter)."""
 
     shift: Point = (0.0, 0.0)
     angle_radians: float = 0.0
@@ -25,7 +25,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Mask:
-    """A grey picture of where something is, and the place of its upper left corner on the canvas."""
+    """A greyscale mask, and the position of its upper left corner on the canvas."""
 
     image: Image.Image
     corner: tuple[int, int]
@@ -51,7 +51,7 @@ class Painter:
         opacity: float = 1.0,
         inside: Mask | None = None,
     ) -> Mask | None:
-        """Paint a closed outline with rounded corners; `blur` in units; None where it lies outside."""
+        """Paint a closed outline with rounded corners; `blur` in units; None if it is off the canvas."""
         return self._fill(color, smooth_outline(outline), blur, opacity, inside)
 
     def ellipse(
@@ -99,12 +99,12 @@ class Painter:
         placement = self.placement
         cosine, sine = math.cos(placement.angle_radians), math.sin(placement.angle_radians)
         pivot = np.asarray(placement.pivot)
-        turned = (points - pivot) @ np.array([[cosine, sine], [-sine, cosine]]) + pivot
-        return self._centre + (turned + np.asarray(placement.shift)) * self._unit
+        rotated = (points - pivot) @ np.array([[cosine, sine], [-sine, cosine]]) + pivot
+        return self._centre + (rotated + np.asarray(placement.shift)) * self._unit
 
 
 def mix(color: Color, other: Color, share: float) -> Color:
-    """`color` with that share of `other`."""
+    """`color` blended with `other`, whose share is 0..1."""
     mixed = [round(a + (b - a) * share) for a, b in zip(color, other, strict=True)]
     return (mixed[0], mixed[1], mixed[2])
 

@@ -17,7 +17,7 @@ BUCKETS_PER_FRAME = 2  # translation and expression
 
 
 class AudioToToken(nn.Module):
-    """A window of audio states to the tokens that one frame attends to.
+    """Maps a window of audio states to the tokens that one frame attends to.
 
     Three linear layers with ReLU between them and a layer normalisation of each token.
     """
@@ -75,7 +75,7 @@ class AudioToToken(nn.Module):
 
 
 class AudioToBucket(nn.Module):
-    """A window of last audio states and the image embedding to the two motion buckets.
+    """Maps a window of last-layer audio states and the image embedding to the two motion buckets.
 
     Three linear layers with SiLU between them.
     """
@@ -129,8 +129,8 @@ class AudioEncoderStates(nn.Module):
 
     The states are what transformers 4.43 called `hidden_states`: the embedding with its positions,
     then the output of each layer, the last of which has passed the final layer normalisation (so
-    it is also `last_hidden_state`). They are gathered here, because transformers' own collection
-    changed between versions.
+    it is also `last_hidden_state`). They are gathered here, because transformers gathers different ones
+    in different versions.
     """
 
     def __init__(self, encoder: WhisperEncoder) -> None:

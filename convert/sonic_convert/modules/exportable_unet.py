@@ -1,18 +1,18 @@
-"""The denoiser as it is exported: the published numbers with fewer operations, and dynamic sizes.
+"""The denoiser as it is exported: the published numbers in fewer operations, with dynamic sizes.
 
-Beside the rewrites of :mod:`sonic_convert.modules.rewrites`, all exact but for rounding:
+Beside the rewrites of :mod:`sonic_convert.modules.rewrites`, all exact except for rounding:
 
 - a softmax over the single image token is one, so the image half of a cross-attention is one vector
   for each item of the batch, which is added after the output projection;
 - the context over time is the same for every position, so that all of an item's positions are one
   sequence of queries;
-- the masks of the levels are inputs: they are constants of a clip;
-- where the queries are many, the projections of queries and outputs go into the few audio tokens'
+- the face mask at each level is an input, since it is constant for a clip;
+- where the queries are many, the projections of queries and outputs are folded into the few audio tokens'
   keys and values (:func:`attend_to_tokens`);
-- convolutions of small pictures see all frames of an item in one row
+- convolutions of small pictures take all frames of an item in one row
   (:func:`sonic_convert.modules.rewrites.convolve_frames`);
-- gains and offsets of the norm before a linear map go into it, and so do the weights of the blend of
-  space and time.
+- gains and offsets of the norm before a linear map are folded into it, and so are the weights of the blend
+  of space and time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sonic_convert.modules.rewrites import (
     Grid,
     SplitGEGLU,
     group_norm,
-    in_parts,
+    in_chunks,
     linear,
     rewrite_convolutions,
     spatial_share,
@@ -46,18 +46,18 @@ from sonic_convert.modules.unet import (
     walk,
 )
 
-# A call of many frames peaks in the feed-forward layers of the finest level, whose inner channels are
-# four times as many. Its positions are a multiple of 64, as sides are multiples of 8 latents.
-_FINEST_PARTS = 2
+# The memory of a call with many frames peaks in the feed-forward layers of the finest level, which have four
+# times as many inner channels. Its positions are a multiple of 64, as sides are multiples of 8 latents.
+_FINEST_CHUNKS = 2
 
 
 class ExportableUNet(nn.Module):
-    """The same numbers as :class:`SonicUNet`, for a graph that is dynamic in all sizes.
+    """Computes what :class:`SonicUNet` does, for a graph in which all sizes are dynamic.
 
     Args:
         unet: shares its unchanged weights, and stays as it is.
         folded_levels: the finest levels, at which a frame has many more positions than audio tokens,
-            so that it pays to put the query and output projections into the tokens.
+            so that it pays to fold the query and output projections into the tokens.
     """
 
     def __init__(self, unet: SonicUNet, folded_levels: int = 0) -> None:
@@ -70,7 +70,7 @@ class ExportableUNet(nn.Module):
             rewrite_convolutions(block)
             if getattr(block, "attentions", None) is not None:
                 block.attentions = nn.ModuleList(
-                    RewrittenTransformer(attention, level < folded_levels, 1 if level else _FINEST_PARTS)
+                    RewrittenTransformer(attention, level < folded_levels, 1 if level else _FINEST_CHUNKS)
                     for attention in block.attentions
                 )
 
@@ -117,7 +117,7 @@ class ExportableUNet(nn.Module):
 
 
 def _skip_channels(unet: SonicUNet) -> list[int]:
-    """Of every tensor that goes past the deepest level, in the order in which they are made."""
+    """Channels of every skip connection, in the order in which they are made."""
     channels = [unet.conv_in.out_channels]
     for block in unet.down_blocks:
         made = [resnet.space.conv2.out_channels for resnet in block.resnets]
@@ -167,12 +167,12 @@ class RewrittenLayers:
 class RewrittenTransformer(nn.Module):
     """Transformer blocks over space and over time, blended.
 
-    Feed-forward layers work on `parts` parts of the positions, whose number it has to divide.
+    Feed-forward layers run in `chunks`, a divisor of the number of positions.
     """
 
-    def __init__(self, block: TransformerSpatioTemporalModel, folded: bool, parts: int) -> None:
+    def __init__(self, block: TransformerSpatioTemporalModel, folded: bool, chunks: int) -> None:
         super().__init__()
-        self.parts = parts
+        self.chunks = chunks
         self.norm = block.norm
         self.time_proj, self.time_pos_embed = block.time_proj, block.time_pos_embed
         self.space, self.time = block.transformer_blocks, block.temporal_transformer_blocks
@@ -242,7 +242,7 @@ class RewrittenTransformer(nn.Module):
         audio = audio + cross.image(context.image_embedding)
         sizes = (count, grid.positions)
         hidden = hidden + audio.reshape(*sizes, -1)
-        return hidden + in_parts(block.norm3, block.ff, hidden, sizes, self.parts)
+        return hidden + in_chunks(block.norm3, block.ff, hidden, sizes, self.chunks)
 
     def over_time(
         self,
@@ -254,19 +254,19 @@ class RewrittenTransformer(nn.Module):
     ) -> Tensor:
         """The same after a first feed-forward; (batch * positions, frames, channels)."""
         sequences = (grid.batch * grid.positions, grid.frames)
-        hidden = hidden + in_parts(block.norm_in, block.ff_in, hidden, sequences, self.parts)
+        hidden = hidden + in_chunks(block.norm_in, block.ff_in, hidden, sequences, self.chunks)
         hidden = hidden + self_attention(block.attn1, block.norm1(hidden))
         queries = block.norm2(hidden).reshape(grid.batch, grid.positions * grid.frames, -1)
         audio = cross.audio(queries, context.mean_tokens, grid.batch, None)
         audio = audio + cross.image(context.image_embedding)
         hidden = hidden + audio.reshape(*sequences, -1)
-        return hidden + in_parts(block.norm3, block.ff, hidden, sequences, self.parts)
+        return hidden + in_chunks(block.norm3, block.ff, hidden, sequences, self.chunks)
 
 
 class CrossAttention(nn.Module):
     """A cross-attention to the image's one token and to the audio tokens, with its output projection.
 
-    `folded` puts the projections of queries and outputs into the tokens.
+    `folded` applies the projections of queries and outputs to the tokens.
     """
 
     def __init__(self, attention: Attention, folded: bool) -> None:
@@ -281,11 +281,11 @@ class CrossAttention(nn.Module):
             self.register_buffer("output", output.reshape(heads, width, -1))
 
     def image(self, embedding: Tensor) -> Tensor:
-        """The image's share with the output's bias, (batch, 1, channels)."""
+        """The image's contribution, with the output projection's bias: (batch, 1, channels)."""
         return self.attention.to_out[0](self.attention.to_v(embedding))[:, None]
 
     def audio(self, hidden: Tensor, tokens: Tensor, count: int, mask: Tensor | None) -> Tensor:
-        """The audio's share without the output's bias.
+        """The audio's contribution, without the output projection's bias: (n, queries, channels).
 
         Args:
             hidden: (n, queries, channels).
@@ -312,18 +312,18 @@ def attend_to_tokens(
     count: int,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Multi-head attention of many queries to few tokens, from before the queries' projection on.
+    """Multi-head attention of many queries to few tokens, with the query and output projections included.
 
     With x the hidden states and, for each head, Wq and Wo its parts of the projections,
-    ``(x Wq) K' = x (Wq K')`` and ``(P V) Wo = P (V Wo)``: for t tokens and h heads a position costs
-    2 h t products a channel in place of 2 h t plus those of two square projections.
+    ``(x Wq) K' = x (Wq K')`` and ``(P V) Wo = P (V Wo)``: for t tokens and h heads, a position costs
+    2 h t multiplications per channel, and no longer those of two square projections.
 
     Args:
         hidden: (n, queries, channels).
         key, value: (n, tokens, inner channels).
         query_weight: (heads, head width, channels), scaled.
         output_weight: (heads, head width, channels).
-        count: n; sizes that are read from a computed tensor would stay in the exported graph.
+        count: n, given because sizes read from a computed tensor would stay in the exported graph.
         mask: (1, queries, 1), what the result is multiplied by, or None.
 
     Returns:
@@ -333,7 +333,7 @@ def attend_to_tokens(
     tokens = key.shape[1]
 
     def by_head(projected: Tensor, weight: Tensor) -> Tensor:
-        # The tokens of all items in one product for each head: its weights are read once.
+        # The tokens of all items in one product per head, so that its weights are read once.
         parts = projected.reshape(-1, heads, width).transpose(0, 1) @ weight
         parts = parts.reshape(heads, -1, tokens, channels).transpose(0, 1)
         return parts.reshape(-1, heads * tokens, channels)
@@ -349,7 +349,7 @@ def attend_to_tokens(
 def folded_levels(positions: int, tokens: int, levels: int) -> int:
     """How many of the finest levels have at least 16 times as many positions as tokens.
 
-    Folding costs two products a token for each that it saves a position, in smaller pieces: measured on
-    x86, 8 times as many is about even.
+    Folding costs two multiplications per token for each that it saves per position, in smaller products:
+    measured on x86, it breaks even at about 8 times as many.
     """
     return sum(positions >> 2 * level >= 16 * tokens for level in range(levels))

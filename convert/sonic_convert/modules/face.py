@@ -11,11 +11,11 @@ from sonic.errors import InputError
 
 
 class FaceDetector(nn.Module):
-    """Calls the archive, which takes a list of grids, with three separate ones.
+    """Takes three separate grids and calls the archive with a list of them.
 
-    The exporter mislabels inputs that are lists. It exports what :meth:`load` returns with free
-    height and width (TorchScript exporter; `torch.export` can't see into an archive), if the
-    archive was traced, or was scripted without operations whose symbols need a known shape.
+    The exporter mislabels inputs that are lists. What :meth:`load` returns is exported with dynamic
+    height and width (by the TorchScript exporter; `torch.export` cannot see into an archive), if the
+    archive was traced, or was scripted without operations whose export needs a known shape.
     """
 
     def __init__(self, archive: nn.Module) -> None:
@@ -24,17 +24,17 @@ class FaceDetector(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> torch.jit.ScriptModule:
-        """Open the TorchScript archive; the wrapper is scripted too, as a trace can't enter it.
+        """Open the TorchScript archive; the wrapper is scripted too, as tracing cannot enter an archive.
 
         Raises:
-            InputError: `path` is no TorchScript archive.
+            InputError: `path` is not a TorchScript archive.
         """
         try:
             archive = torch.jit.load(str(path), map_location="cpu")
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{path}: this is no TorchScript archive that torch.jit.load can open ({reason}); "
+                f"{path}: this is not a TorchScript archive that torch.jit.load can open ({reason}); "
                 "copy it again"
             ) from error
         return torch.jit.script(cls(archive.eval()).eval())

@@ -9,7 +9,7 @@ def set_group_count(module: nn.Module, groups: int) -> None:
     """Set the number of groups of every GroupNorm in `module`.
 
     Raises:
-        InputError: a layer's channels are no multiple of `groups`.
+        InputError: a layer's channels are not a multiple of `groups`.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, nn.GroupNorm):

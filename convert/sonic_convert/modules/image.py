@@ -60,7 +60,7 @@ def build_vae(config: dict[str, Any], state: dict[str, Tensor], source: str) -> 
 
 
 class VaeEncoder(nn.Module):
-    """An image to its latent's mode (the mean of the posterior), unscaled."""
+    """Encodes an image to the mode of its latent distribution (the posterior's mean), unscaled."""
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class VaeEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """One chunk of latents to images; the frames of a chunk see each other."""
+    """Decodes one chunk of latents to images; temporal layers connect the frames of a chunk."""
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class VaeDecoder(nn.Module):
 
 
 class ExportableVaeDecoder(nn.Module):
-    """The same numbers as :class:`VaeDecoder` with fewer operations, for a graph of dynamic sizes."""
+    """Computes what :class:`VaeDecoder` does in fewer operations, for a graph with dynamic sizes."""
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()

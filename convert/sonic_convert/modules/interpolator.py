@@ -1,7 +1,7 @@
 """The frame interpolator: RIFE HDv3's flow network (Huang et al., ECCV 2022, arXiv 2011.06294).
 
 Only the network is here, with the official tensor names; it is written so that height and width
-stay free when it is exported.
+stay dynamic when it is exported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FrameInterpolator(nn.Module):
         self.block0 = FlowBlock(inputs, channels)
         self.block1 = FlowBlock(inputs, channels)
         self.block2 = FlowBlock(inputs, channels)
-        # The teacher of training: part of the file, not of the prediction.
+        # The teacher during training: its weights are in the file, but it takes no part in the prediction.
         self.block_tea = FlowBlock(inputs + 3, channels)
 
     @classmethod
@@ -127,7 +127,7 @@ def _swap(flow: torch.Tensor) -> torch.Tensor:
 def _warp(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     """Sample `frame` at every pixel displaced by `flow` (pixels; x, then y)."""
     height, width = frame.shape[2], frame.shape[3]
-    # From the input's own size, never a cached grid: a constant would bake the size in.
+    # From the input's own size, never a cached grid: a constant would bake the size into the graph.
     across = torch.arange(width, dtype=frame.dtype, device=frame.device)
     down = torch.arange(height, dtype=frame.dtype, device=frame.device)
     x = (flow[:, 0] + across[None, None, :]) * (2.0 / (width - 1)) - 1.0

@@ -1,6 +1,6 @@
-"""Layers that compute what diffusers' do with less work; every rewrite is exact but for rounding.
+"""Layers that compute what diffusers' do in fewer operations; every rewrite is exact except for rounding.
 
-Each layer is made from one of diffusers' and shares the weights that it does not change.
+Each layer is made from one of diffusers' and shares the weights that it leaves unchanged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 class Grid:
     """Sizes at one level of a network.
 
-    Layers reshape by these and never by the sizes of what they compute, so that the exported graph
-    has one constant or shape for each level and not one for each layer.
+    Layers reshape by these and never by the sizes of computed tensors, so that the exported graph has one
+    constant or shape for each level and not one for each layer.
     """
 
     batch: int
@@ -34,13 +34,13 @@ class Grid:
 
     @property
     def positions(self) -> int:
-        """Of one frame."""
+        """Positions in one frame."""
         return self.height * self.width
 
 
 def group_norm(norm: nn.GroupNorm, hidden: Tensor, *sizes: int, affine: bool = True) -> Tensor:
     """`norm` of (sizes[0], channels, *sizes[1:]), with or without its gain and offset."""
-    # The exporter wants the gain and offset of the groups, which are one and zero.
+    # The exporter needs the gains and offsets of the groups, which are one and zero.
     ones, zeros = hidden.new_ones(norm.num_groups), hidden.new_zeros(norm.num_groups)
     grouped = hidden.reshape(sizes[0], norm.num_groups, -1)
     normed = F.instance_norm(grouped, weight=ones, bias=zeros, eps=norm.eps)
@@ -51,17 +51,17 @@ def group_norm(norm: nn.GroupNorm, hidden: Tensor, *sizes: int, affine: bool = T
     return normed * norm.weight.reshape(shape) + norm.bias.reshape(shape)
 
 
-#: Networks double their channels where they halve the picture: layers this wide see 8 x 8 positions or fewer
-#: in a video of 256 pixels, and 16 x 16 in one of 512.
+#: Networks double their channels where they halve the picture: layers this wide work on 8 x 8 positions or
+#: fewer for a video of 256 pixels, and on 16 x 16 for one of 512.
 _SMALL_PICTURE_CHANNELS = 1024
 
 
 def convolve_frames(convolution: nn.Conv2d, hidden: Tensor, grid: Grid) -> Tensor:
-    """A 3 x 3 convolution of every frame; small pictures of one item lie side by side in one row.
+    """A 3 x 3 convolution of every frame; small pictures of one batch item are laid side by side in a row.
 
     A column of zeros between two frames is the padding of both, so the numbers are the same. Kernels compute
-    several columns at once: in ONNX Runtime a row of eight pictures of 4 x 4 takes 0.56 of the time of the
-    pictures one by one, of 8 x 8 0.9, of 16 x 16 as long (x86).
+    several columns at once: in ONNX Runtime (x86), a row of eight 4 x 4 pictures takes 0.56 of the time of
+    eight separate ones, a row of 8 x 8 pictures 0.9, and a row of 16 x 16 pictures the same time.
 
     Args:
         convolution: 3 x 3, padded by one.
@@ -83,10 +83,10 @@ def convolve_frames(convolution: nn.Conv2d, hidden: Tensor, grid: Grid) -> Tenso
 
 
 class PhaseUpsample(nn.Module):
-    """Nearest-neighbour upsampling by two and a 3 x 3 convolution, on the small picture.
+    """Nearest-neighbour upsampling by two and a 3 x 3 convolution, computed on the small picture.
 
-    Each of the four phases of the large picture (even and odd rows and columns) sees 2 x 2 pixels of
-    the small one, weighted with sums of the 3 x 3 weights: 16 products a pixel in place of 36.
+    Each of the four phases of the large picture (even and odd rows and columns) sees 2 x 2 pixels of the
+    small one, weighted with sums of the 3 x 3 weights: 16 multiplications per pixel in place of 36.
     """
 
     def __init__(self, upsample: Upsample2D) -> None:
@@ -120,7 +120,7 @@ def _halves(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 class SplitGEGLU(nn.Module):
-    """A GEGLU with one linear map for the values and one for the gates: no tensor of both is cut."""
+    """A GEGLU with one linear map for the values and one for the gates, so that no result has to be split."""
 
     def __init__(self, geglu: GEGLU) -> None:
         super().__init__()
@@ -133,29 +133,31 @@ class SplitGEGLU(nn.Module):
         return self.value(hidden) * F.gelu(self.gate(hidden))
 
 
-def in_parts(norm: nn.Module, layer: nn.Module, hidden: Tensor, sizes: tuple[int, int], parts: int) -> Tensor:
-    """A norm and a layer that work position by position, on one part of the positions after another.
+def in_chunks(
+    norm: nn.Module, layer: nn.Module, hidden: Tensor, sizes: tuple[int, int], chunks: int
+) -> Tensor:
+    """A norm and a layer that work position by position, on one chunk of the positions after another.
 
-    What the layer holds in between needs a part of the memory only.
+    The layer's intermediate tensors then need only a fraction of the memory.
 
     Args:
         norm, layer: (1, n, channels) -> the same sizes.
-        hidden: (*sizes, channels), for sizes whose product is a multiple of `parts`.
+        hidden: (*sizes, channels), for sizes whose product is a multiple of `chunks`.
         sizes: the first two, from the sizes of the network's inputs.
-        parts: 1 runs both on the whole.
+        chunks: their number; 1 runs both on the whole.
     """
-    if parts == 1:
+    if chunks == 1:
         return layer(norm(hidden))
-    cut = hidden.reshape(parts, -1, hidden.shape[-1]).split(1)
-    return torch.cat([layer(norm(part)) for part in cut]).reshape(*sizes, -1)
+    split = hidden.reshape(chunks, -1, hidden.shape[-1]).split(1)
+    return torch.cat([layer(norm(chunk)) for chunk in split]).reshape(*sizes, -1)
 
 
 class RewrittenResnet(nn.Module):
-    """A residual block over space, then one over time; the learned blend is part of the last weights.
+    """A residual block over space, then one over time; the learned blend is folded into the last weights.
 
     ``a s + (1 - a) (s + r) = s + (1 - a) r``, where s is the result over space and r the residual over
     time. Convolutions over three frames run as 3 x 1 convolutions of (frames, positions). The shortcut of
-    a skip connection is the sum of two, so that each half can be rounded in a range of its own.
+    a skip connection is the sum of two, so that each half can be quantized with its own range.
     """
 
     def __init__(self, block: SpatioTemporalResBlock) -> None:
@@ -163,7 +165,7 @@ class RewrittenResnet(nn.Module):
         space, time = block.spatial_res_block, block.temporal_res_block
         changed = space.upsample, space.downsample, time.conv_shortcut
         if any(part is not None for part in changed) or space.output_scale_factor != 1.0:
-            raise ValueError("only residual blocks of one size can be rewritten")
+            raise ValueError("only residual blocks that keep the size can be rewritten")
         self.space, self.time = space, time
         self.shortcut_below: nn.Conv2d | None = None
         self.shortcut_skip: nn.Conv2d | None = None
@@ -172,12 +174,12 @@ class RewrittenResnet(nn.Module):
         self.time_conv2 = over_frames(time.conv2, share)
 
     def split_shortcut(self, skip_channels: int) -> None:
-        """Cut the shortcut in two: of what comes from below, and of so many channels of a skip connection."""
+        """Split the shortcut in two: for what comes from below, and for the channels of a skip connection."""
         convolution = self.space.conv_shortcut
         if convolution is None or convolution.kernel_size != (1, 1):
-            raise ValueError("only 1 x 1 shortcuts can be cut")
+            raise ValueError("only 1 x 1 shortcuts can be split")
         below = convolution.in_channels - skip_channels
-        self.shortcut_below, self.shortcut_skip = cut_inputs(convolution, below)
+        self.shortcut_below, self.shortcut_skip = split_inputs(convolution, below)
         self.space.conv_shortcut = None
 
     def _shortcut(self, hidden: Tensor, skip: Tensor | None) -> Tensor:
@@ -223,8 +225,8 @@ class RewrittenResnet(nn.Module):
         return blended.reshape(count, channels, grid.height, grid.width)
 
 
-def cut_inputs(convolution: nn.Conv2d, below: int) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """A 1 x 1 convolution as two whose results add up, of the first `below` channels and of the rest."""
+def split_inputs(convolution: nn.Conv2d, below: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """A 1 x 1 convolution as two whose results add up: of the first `below` channels, and of the rest."""
     weight, bias = convolution.weight.detach(), convolution.bias
     made: list[nn.Conv2d] = []
     for part in (weight[:, :below], weight[:, below:]):
@@ -237,13 +239,13 @@ def cut_inputs(convolution: nn.Conv2d, below: int) -> tuple[nn.Conv2d, nn.Conv2d
 
 
 def spatial_share(mixer: AlphaBlender) -> Tensor:
-    """How much the result over space counts in a learned blend (no frame is image-only)."""
+    """The weight of the result over space in a learned blend (no frame is image-only)."""
     share = torch.sigmoid(mixer.mix_factor.detach())
     return 1 - share if mixer.switch_spatial_to_temporal_mix else share
 
 
 def over_frames(convolution: nn.Conv3d, scale: Tensor | float = 1.0) -> nn.Conv2d:
-    """A (3, 1, 1) convolution as one of (frames, positions), its result multiplied by `scale`."""
+    """A (3, 1, 1) convolution as a 3 x 1 convolution of (frames, positions), its result times `scale`."""
     made = nn.Conv2d(convolution.in_channels, convolution.out_channels, (3, 1), padding=(1, 0), device="meta")
     assert convolution.bias is not None
     made.weight = nn.Parameter(convolution.weight.detach()[..., 0] * scale, requires_grad=False)
@@ -252,7 +254,7 @@ def over_frames(convolution: nn.Conv3d, scale: Tensor | float = 1.0) -> nn.Conv2
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear map of given weights (out, in) and bias (out)."""
+    """A linear map with the given weights (out, in) and bias (out)."""
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
     made.bias = nn.Parameter(bias, requires_grad=False)
@@ -260,7 +262,7 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def with_shared_weights(module: AnyModule) -> AnyModule:
-    """A copy of the structure, whose layers can be replaced, over the same weights."""
+    """A copy of a module whose layers can be replaced; it shares the weights."""
     shared = {id(tensor): tensor for tensor in module.parameters()}
     return copy.deepcopy(module, shared)  # type: ignore[arg-type]
 

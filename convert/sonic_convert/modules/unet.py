@@ -2,9 +2,9 @@
 
 Modules and tensor names are those of diffusers' ``UNetSpatioTemporalConditionModel``, plus
 ``...attn2.processor.to_k_ip.0.weight`` and ``...attn2.processor.to_v_ip.0.weight``.
-:class:`SonicUNet` computes what the published inference code computes; it is the truth for parity. What
-is exported is :class:`sonic_convert.modules.exportable_unet.ExportableUNet`: the same walk over the
-blocks, and the same numbers with fewer operations.
+:class:`SonicUNet` computes what the published inference code computes; it is the ground truth for parity.
+What is exported is :class:`sonic_convert.modules.exportable_unet.ExportableUNet`: the same walk over the
+blocks, and the same numbers in fewer operations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AudioAdapter(nn.Module):
         self.to_v_ip = nn.ModuleList([nn.Linear(context_width, hidden_width, bias=False)])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        raise RuntimeError("the UNet's own walk reads the adapter; diffusers' forward does not know it")
+        raise RuntimeError("diffusers' forward does not support audio adapters; call SonicUNet's own forward")
 
 
 class CrossAttentions(Protocol):
@@ -54,7 +54,7 @@ class SonicUNet(UNetSpatioTemporalConditionModel):
     def build(cls, config: dict[str, Any]) -> SonicUNet:
         """Make an uninitialised UNet on the meta device from a diffusers ``config.json``.
 
-        `norm_num_groups` (32 where absent) may be added by small checkpoints: diffusers fixes it.
+        Small checkpoints may add `norm_num_groups` (32 where absent), which diffusers fixes.
         """
         groups = config.get("norm_num_groups", 32)
         config = {key: value for key, value in config.items() if key != "norm_num_groups"}
@@ -64,7 +64,7 @@ class SonicUNet(UNetSpatioTemporalConditionModel):
                 if isinstance(module, Attention) and name.endswith("attn2"):
                     module.set_processor(AudioAdapter(module.inner_dim, module.cross_attention_dim))
         set_group_count(unet, groups)
-        # Sinusoidal embeddings hold no tensors, so nothing but parameters is left on meta.
+        # Sinusoidal embeddings hold no tensors, so only parameters are on the meta device.
         return unet.eval()
 
     def forward(  # type: ignore[override]
@@ -147,8 +147,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> T
     query, key, value = (
         x.reshape(x.shape[0], x.shape[1], heads, head_width).transpose(1, 2) for x in (query, key, value)
     )
-    # By the query's own sizes, so that nothing in the graph reads the shape of what a fused attention
-    # does not compute.
+    # Reshaped by the query's sizes: nothing in the graph may read the shape of a tensor that a fused
+    # attention no longer computes.
     attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
     return attended.reshape(batch, queries, channels)
 

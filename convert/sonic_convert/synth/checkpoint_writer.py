@@ -1,4 +1,4 @@
-"""Writes checkpoints of the official layout."""
+"""Writes checkpoints in the official layout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def create_checkpoint(
     """Let `write` fill a folder that then appears as `out`, complete or not at all.
 
     Raises:
-        InputError: the dtype is unknown, `out` is a file, or is not empty and not to be replaced.
+        InputError: the dtype is unknown, or `out` is a file, or it is not empty and `overwrite` is off.
         OutputError: the folder cannot be written.
     """
     if dtype not in DTYPES:
@@ -49,7 +49,7 @@ def create_checkpoint(
             made = Path(scratch) / out.name
             write(CheckpointWriter(made, DTYPES[dtype]))
             if out.is_dir():
-                # Aside first: the scratch folder takes it along, and `out` is never half gone.
+                # Moved aside first: it is deleted with the scratch folder, and `out` is never half deleted.
                 out.rename(Path(scratch) / "replaced")
             made.rename(out)
     except OSError as error:
@@ -59,7 +59,7 @@ def create_checkpoint(
 
 @dataclass(frozen=True)
 class CheckpointWriter:
-    """Saves one component after another, so that only one need be in memory; states by official name."""
+    """Saves one component after another, so that only one has to be in memory; states by official name."""
 
     root: Path
     dtype: torch.dtype
@@ -73,7 +73,7 @@ class CheckpointWriter:
         self._save_pickle(state, "Sonic/unet.pth")
 
     def video_unet(self, state: State) -> None:
-        """Stable Video Diffusion's own UNet, which a complete `Sonic/unet.pth` makes superfluous."""
+        """Stable Video Diffusion's own UNet, which is not needed where `Sonic/unet.pth` is complete."""
         self._save_diffusers(state, "unet")
 
     def vae(self, state: State) -> None:

@@ -137,7 +137,7 @@ class SynthDimensions:
 
 
 def _groups(count: int) -> dict[str, int]:
-    """An entry of this project's, which official files do not have."""
+    """An entry that this project adds; official files do not have it."""
     return {} if count == 32 else {"norm_num_groups": count}
 
 
@@ -218,7 +218,7 @@ SMALL = SynthDimensions(
     interpolator_channels=16,
     default_resolution_pixels=128,
 )
-"""Quick on two CPU cores: a whole clip at 128 pixels takes seconds a step, not minutes."""
+"""Quick on two CPU cores: a step of a whole clip at 128 pixels takes seconds, not minutes."""
 
 OTHER = SynthDimensions(
     name="other",

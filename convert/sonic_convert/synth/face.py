@@ -1,11 +1,11 @@
 """A face detector made by hand, for synthesized checkpoints.
 
-Random weights find no faces, so this is not a random network and not YOLOv5-face either: it is a
-fixed filter that knows nothing of faces but their colour and outline. It looks for an ellipse of
-skin colour with less skin to its left, right and above it (below is the neck), and with dark and
-bright parts where the two eyes are, at eight sizes. It finds a face that fills its
-surroundings the way a portrait does, finds hands as well, and tells nobody apart; it is good enough
-to run the pipeline, not to detect faces in general.
+Random weights find no faces, so this is neither a random network nor YOLOv5-face: it is a fixed
+filter that knows only the colour and outline of faces. It looks for an ellipse of skin colour with
+less skin to its left, right and above it (below is the neck), and with dark and bright parts where
+the two eyes are, at eight sizes. It finds a face that fills its surroundings the way a portrait
+does, and it finds hands as well; it is good enough to run the pipeline, not to detect faces in
+general.
 
 Its TorchScript interface and its output are YOLOv5-face's (Qi et al., "YOLO5Face: Why Reinventing
 a Face Detector", arXiv 2105.12931), with that network's anchors.
@@ -29,8 +29,8 @@ ANCHORS_PIXELS = (
     ((23.0, 29.0), (43.0, 55.0), (73.0, 105.0)),
     ((146.0, 217.0), (231.0, 300.0), (335.0, 433.0)),
 )
-# Face widths in pixels that the nine anchors look for; each step is about 1.42. The first anchor
-# cannot reach any of them and finds nothing: in fifteen pixels colour alone says too little.
+# Face widths in pixels that the nine anchors look for; each is about 1.42 times the one before. The first
+# anchor cannot reach any of them and finds nothing: in fifteen pixels colour alone says too little.
 FACE_WIDTHS_PIXELS = ((15.0, 30.0, 44.0), (62.0, 88.0, 124.0), (175.0, 247.0, 348.0))
 FACE_WIDTH_MINIMUM_PIXELS = 30.0
 FACE_ASPECT = 1.3  # height over width
@@ -233,10 +233,10 @@ def write_face_detector(path: Path) -> None:
 def copy_archive(source: Path, target: Path) -> None:
     """Compress the filters, which are mostly zeros, and leave the debugging records out.
 
-    Those hold this module's path, and a checksum of it: other bytes on every machine.
+    Those hold this module's path and a checksum of it: different bytes on every machine.
     """
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             if not entry.filename.endswith((".debug_pkl", "serialization_id")):
-                copied = zipfile.ZipInfo(entry.filename)  # dated 1980, whenever it is written
+                copied = zipfile.ZipInfo(entry.filename)  # always dated 1980
                 new.writestr(copied, old.read(entry), compress_type=zipfile.ZIP_DEFLATED)

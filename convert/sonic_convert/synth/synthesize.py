@@ -1,7 +1,7 @@
 """Random checkpoints in exactly the official layout, for tests, benchmarks and examples.
 
-The published weights are not free to pass on and take gigabytes; a synthesized checkpoint goes
-through the same code, and at the published dimensions it costs the same work.
+The published weights may not be passed on freely and take gigabytes; a synthesized checkpoint goes
+through the same code, and at the published dimensions it takes the same work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def synthesize(
 
     Args:
         out: the folder to create. It appears complete or not at all.
-        size: "small", "published" (7 GB as float16) or dimensions of one's own.
+        size: "small", "published" (7 GB as float16) or custom dimensions.
         seed: chooses the weights.
         dtype: "float16" writes diffusers' `fp16` file names, "float32" the plain ones.
         overwrite: replace `out` where it is already there and not empty.
@@ -55,7 +55,7 @@ def synthesize(
         `out`.
 
     Raises:
-        InputError: an argument is not one of these, or `out` is not empty.
+        InputError: an argument has an unknown value, or `out` is not empty.
         OutputError: the folder cannot be written.
     """
     dimensions = _SIZES.get(size) if isinstance(size, str) else size
@@ -82,7 +82,7 @@ def _write(writer: CheckpointWriter, dimensions: SynthDimensions, seed: int) -> 
     state.update((name, value.to(writer.dtype)) for name, value in _adapters(unet, seed))
     writer.unet(state)
     del state
-    # Stable Video Diffusion's own weights differ from Sonic's: who reads the wrong file finds out.
+    # Stable Video Diffusion's own weights differ from Sonic's, so that reading the wrong file is noticed.
     writer.video_unet(tensors(unet, "unet", seed + 1))
     writer.vae(tensors(vae, "vae"))
     writer.image_encoder(tensors(image, "image_encoder"))

@@ -3,8 +3,8 @@
 Linear and convolution weights preserve variance (uniform, standard deviation `gain / sqrt(fan
 in)`), normalisations stay near one, biases near zero, and the outputs of residual branches are
 damped so that deep stacks do not grow. Every tensor has its own generator, seeded by its name: the
-values depend neither on the order nor on how many tensors are made. Uniform numbers, unlike normal
-ones, are the same bits on every machine.
+values depend neither on the order nor on the number of tensors. Uniform numbers, unlike normal ones,
+have the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import nn
 
 _NORMS = (nn.GroupNorm, nn.LayerNorm)
 
-# (what ends a weight's path, gain); the first match counts, 1.0 where none does.
+# (pattern of the end of a weight's path, gain); the first match counts, and the gain is 1.0 without one.
 _GAINS: dict[str, tuple[tuple[str, float], ...]] = {
     "unet": (
-        (r"attn2\.to_out\.0", 0.9),  # both conditions enter here: keep them audible and visible
+        (r"attn2\.to_out\.0", 0.9),  # both conditions enter here: their effect has to show
         (r"attn1\.to_out\.0|ff\.net\.2|ff_in\.net\.2", 0.4),
         (r"proj_out", 0.7),
         (r"res_block\.conv2", 0.5),
@@ -103,7 +103,7 @@ def _gain(component: str, path: str) -> float:
 
 
 def _near_identity(shape: tuple[int, ...]) -> torch.Tensor:
-    """A convolution kernel that passes its input on."""
+    """A convolution kernel that passes its input through."""
     kernel = torch.zeros(shape)
     centre = tuple(size // 2 for size in shape[2:])
     for channel in range(min(shape[:2])):

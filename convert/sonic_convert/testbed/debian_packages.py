@@ -1,7 +1,7 @@
 """Debian packages of any release and architecture, unpacked into a folder without root.
 
-apt itself resolves dependencies, downloads and verifies signatures, with a configuration of its own that
-pretends nothing is installed; ``dpkg-deb`` unpacks. No script of a package ever runs.
+apt itself resolves dependencies, downloads and verifies signatures, with a separate configuration that
+pretends that nothing is installed; ``dpkg-deb`` unpacks. Packages' scripts never run.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class PackageSet:
     Attributes:
         name: of the folder.
         suite: Debian's release, by code name.
-        architecture: in Debian's words, such as "arm64".
+        architecture: Debian's name of it, such as "arm64".
         packages: their names.
-        without: packages of the closure that are left out.
+        without: packages among them that are left out.
         only: the one file that is unpacked, as a path inside the folder; None for all.
     """
 
@@ -63,7 +63,7 @@ class PackageSet:
 
     @property
     def digest(self) -> str:
-        """Of everything that decides what the folder holds, but for the packages' versions."""
+        """Of everything that decides what the folder holds, except for the packages' versions."""
         described = json.dumps([self.suite, self.architecture, self.packages, self.without, self.only])
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -99,7 +99,7 @@ def find_mirror(
 
 
 def host_architecture() -> str:
-    """This machine's architecture in Debian's words.
+    """Debian's name of this machine's architecture.
 
     Raises:
         InputError: apt or dpkg is missing.
@@ -119,7 +119,7 @@ def is_unpacked(folder: Path, digest: str) -> bool:
 
 
 def finish(partial: Path, folder: Path, digest: str) -> None:
-    """Put a complete folder in its place and say what it was made of."""
+    """Move a complete folder to its place, with the digest of what it was made from."""
     (partial / _STAMP).write_text(digest)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -139,7 +139,7 @@ def unpack(wanted: PackageSet, cache: Path, progress: Progress) -> Path:
     Downloads stay in `cache` until the folder is complete, so that an interrupted run goes on with them.
 
     Raises:
-        InputError: no mirror, a package that it does not have, or a failed download.
+        InputError: there is no mirror, it does not have a package, or a download fails.
     """
     folder = cache / wanted.name
     if is_unpacked(folder, wanted.digest):
@@ -152,7 +152,7 @@ def unpack(wanted: PackageSet, cache: Path, progress: Progress) -> Path:
     with progress.stage(f"{wanted.name}: unpacking", len(archives)) as advance:
         partial = start(folder)
         if wanted.only is None:
-            # The links of base-files, before a package that still has files in /lib makes a folder of it.
+            # The links of base-files first: a package that still has files in /lib would make it a folder.
             for name in ("bin", "lib", "sbin"):
                 (partial / "usr" / name).mkdir(parents=True)
                 (partial / name).symlink_to(f"usr/{name}")
@@ -173,7 +173,7 @@ class _Apt:
     def __init__(self, folder: Path, wanted: PackageSet, mirror: Mirror) -> None:
         self.folder = folder
         self.wanted = wanted
-        # Of "file:", apt would use the packages where they are.
+        # With "file:", apt would use the packages where they are, without copying them.
         uri = re.sub(r"^file:", "copy:", mirror.uri)
         for name in ("lists/partial", "archives/partial", "none/partial", "empty"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -208,16 +208,16 @@ class _Apt:
 
     def update(self) -> None:
         """Download the lists of packages and verify them."""
-        # Without this, apt takes old lists where it gets no new ones, and ends well.
+        # Without this, apt falls back on old lists where it gets no new ones, and reports success.
         self._get("-o", "APT::Update::Error-Mode=any", "update")
 
     def download(self, progress: Progress) -> list[Path]:
-        """Download the packages and all that they need; the archives in apt's order."""
+        """Download the packages with their dependencies; returns the archives in apt's order."""
         install = ["--yes", "--no-install-recommends", "install", *self.wanted.packages]
-        # From the view of an empty cache, or those that are there already would not be listed.
+        # With an empty cache, or archives that are there already would not be listed.
         empty = f"Dir::Cache::archives={self.folder / 'none'}"
         listed = self._get("-q", "-o", empty, "--print-uris", *install)
-        # Lines of 'address' name bytes digest.
+        # Lines of 'URI' name bytes digest.
         names = [line.split()[1] for line in listed.splitlines() if line.startswith("'")]
         with progress.stage(f"{self.wanted.name}: downloading", len(names)) as advance:
             for line in self._lines("-q", "--download-only", *install):
@@ -240,23 +240,24 @@ class _Apt:
                 try:
                     for line in process.stdout:
                         yield line.rstrip("\n")
-                except BaseException:  # an interrupt: the next run needs the folder for itself
+                except BaseException:  # interrupted: the next run needs the folder's locks
                     process.terminate()
                     raise
             if process.returncode != 0:
                 errors.seek(0)
-                told = [line[2:].strip() for line in errors.read().splitlines() if line.startswith("E:")]
+                reasons = [line[2:].strip() for line in errors.read().splitlines() if line.startswith("E:")]
                 raise InputError(
                     f"apt cannot get {' '.join(self.wanted.packages)} of Debian {self.wanted.suite} "
-                    f"({told[0] if told else 'no reason given'}); check the network and the mirror ({_HELP})"
+                    f"({reasons[0] if reasons else 'no reason given'}); check the network and the mirror "
+                    f"({_HELP})"
                 )
 
 
 def _host_acquisition() -> list[str]:
     """How this machine's apt downloads: proxies, certificates, retries; as lines of a configuration."""
     dumped = _run(["apt-config", "dump"], "apt-config does not run").splitlines()
-    not_taken = ("Acquire::IndexTargets", "Acquire::Languages")  # what is downloaded
-    return [line for line in dumped if line.startswith("Acquire::") and not line.startswith(not_taken)]
+    left_out = ("Acquire::IndexTargets", "Acquire::Languages")  # what is downloaded, not how
+    return [line for line in dumped if line.startswith("Acquire::") and not line.startswith(left_out)]
 
 
 def _unpack(archive: Path, folder: Path, only: str | None) -> None:
@@ -285,13 +286,13 @@ def _run(command: Sequence[str], problem: str) -> str:
     except OSError as error:
         raise InputError(f"{problem} ({error.strerror})") from error
     if done.returncode != 0:
-        told = done.stderr.strip().splitlines() or ["no reason given"]
-        raise InputError(f"{problem} ({told[-1]})")
+        reasons = done.stderr.strip().splitlines() or ["no reason given"]
+        raise InputError(f"{problem} ({reasons[-1]})")
     return done.stdout
 
 
 def _sources(apt_folder: Path) -> Iterator[tuple[str, Path | None]]:
-    """Addresses of Debian's mirrors, and the keyrings that the sources name, in apt's order."""
+    """URIs of Debian's mirrors and the keyrings that the sources name, in apt's order."""
     parts = sorted((apt_folder / "sources.list.d").glob("*"))
     for path in [apt_folder / "sources.list", *parts]:
         try:
@@ -305,7 +306,7 @@ def _sources(apt_folder: Path) -> Iterator[tuple[str, Path | None]]:
 
 
 def _one_line_sources(text: str) -> Iterator[tuple[str, Path | None]]:
-    """Of lines such as: deb [signed-by=KEYRING] ADDRESS SUITE COMPONENT ..."""
+    """From lines such as: deb [signed-by=KEYRING] URI SUITE COMPONENT ..."""
     for line in text.splitlines():
         match = re.fullmatch(r"deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+(.+)", line.partition("#")[0].strip())
         if match is None:
@@ -317,7 +318,7 @@ def _one_line_sources(text: str) -> Iterator[tuple[str, Path | None]]:
 
 
 def _deb822_sources(text: str) -> Iterator[tuple[str, Path | None]]:
-    """Of paragraphs such as: Types: deb, URIs: ADDRESS ..., Suites: SUITE ..., Components: main."""
+    """From paragraphs such as: Types: deb, URIs: URI ..., Suites: SUITE ..., Components: main."""
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
         fields: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""An aarch64 machine in a folder, without root or ARM hardware: user land, emulator and cross compiler.
+"""An aarch64 machine in a folder, without root or ARM hardware: userland, emulator and cross compiler.
 
     sysroot = make_sysroot(default_cache(), NoProgress())
     subprocess.run([*sysroot.compiler, "-std=c++17", "gemm.cpp", "-o", "gemm", "-larm_compute"], check=True)
@@ -40,17 +40,18 @@ from sonic_convert.testbed.debian_packages import (
 )
 
 TARGET_SUITE = "trixie"
-# The oldest release whose compiler and emulator will do: programs run with any C library that is newer than
-# theirs. Its emulator is the last of Debian's that takes plugins (later ones are linked statically).
+# The oldest release whose compiler and emulator are new enough, as programs run with any C library newer than
+# their own. Its emulator is the last of Debian's that takes plugins (later ones are linked statically).
 HOST_SUITE = "bookworm"
 TRIPLET = "aarch64-linux-gnu"
 TVM_VERSION = "0.27.0.post1"
+# In the order in which they are loaded.
 TVM_LIBRARIES = ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_extra.so")
 # trixie's C library is 2.41; wheels for any older one run with it.
 _PLATFORMS = [*(f"manylinux_2_{minor}_aarch64" for minor in range(41, 16, -1)), "manylinux2014_aarch64"]
-# From here on /proc/cpuinfo is that of the emulated processor.
+# From this version on, programs see the emulated processor in /proc/cpuinfo.
 _OLDEST_EMULATOR = (8, 1)
-# What is meant for this machine's programs and would reach the emulated ones.
+# Variables meant for this machine's programs, which the emulated ones must not see.
 _HIDDEN = ("LD_LIBRARY_PATH", "LD_PRELOAD", "OPENBLAS_CORETYPE", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 
 
@@ -60,7 +61,7 @@ class Sysroot:
 
     Attributes:
         cache: the folder that holds all of it.
-        root: the aarch64 user land: Debian with Python, the Arm Compute Library, and headers of C and C++.
+        root: the aarch64 userland: Debian with Python, the Arm Compute Library, and headers of C and C++.
         site: Python packages for aarch64: the runtime's dependencies, tvm_ffi and libraries of TVM's runtime.
         python: the interpreter inside `root`.
         emulator: command of the emulator.
@@ -98,7 +99,7 @@ def make_sysroot(cache: Path, progress: Progress) -> Sysroot:
         progress: shows the stages.
 
     Raises:
-        InputError: this is no relative of Debian, or something can't be downloaded.
+        InputError: this system has no apt and dpkg, or something can't be downloaded.
     """
     cache = cache.absolute()
     if set(str(cache)) & set('",:\n'):
@@ -137,18 +138,18 @@ def emulated(
         sysroot: what it runs in; paths are looked up there first, then on this machine.
         arguments: the program's path and its arguments.
         cpu: a processor that qemu knows, such as "cortex-a53" or "neoverse-n1" ("neoverse-v1" and
-            "neoverse-n2" without plugins only). Programs that use SVE are emulated some fifteen times
-            slower; "neoverse-v1,sve=off" leaves it out.
-        threads: for OpenMP and OpenBLAS; None lets these choose.
-        environment: variables on top of this process's. The sysroot's packages are behind its PYTHONPATH.
-        plugin: a plugin's file, for the emulator that takes them, perhaps with ",name=value".
+            "neoverse-n2" without plugins only). Programs that use SVE are emulated about fifteen times
+            more slowly; "neoverse-v1,sve=off" turns it off.
+        threads: of OpenMP and OpenBLAS; None lets them choose.
+        environment: variables added to this process's. The sysroot's packages follow its PYTHONPATH.
+        plugin: a plugin's file, with ",name=value" for its options; selects the emulator that takes plugins.
 
     Raises:
-        InputError: a variable with a comma, which qemu takes as the end of it.
+        InputError: a variable has a comma, which qemu takes as its end.
     """
     variables = dict(environment or {})
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), str(sysroot.site)]))
-    # The runtime's folder stays free of another interpreter's files.
+    # Keeps the other interpreter's bytecode out of the runtime's folder.
     variables.setdefault("PYTHONPYCACHEPREFIX", str(sysroot.cache / "bytecode"))
     if threads is not None:
         variables |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
@@ -173,12 +174,12 @@ def _locked(cache: Path) -> Iterator[None]:
 
 
 def _python(root: Path) -> Path:
-    """The interpreter with its version in its name, which Debian's python3 is a link to."""
+    """The interpreter that Debian's python3 links to; its name has the version."""
     return root / "usr/bin" / os.readlink(root / "usr/bin/python3")
 
 
 def _requirements() -> list[str]:
-    """What the runtime depends on, as its pyproject.toml says."""
+    """The runtime's dependencies according to its pyproject.toml."""
     path = Path(sonic.__file__).parents[1] / "pyproject.toml"
     try:
         with path.open("rb") as file:
@@ -201,10 +202,10 @@ def _unpack_wheels(cache: Path, version: str, progress: Progress) -> Path:
               *(f"--platform={platform}" for platform in _PLATFORMS)]  # fmt: skip
     partial, wheels = start(folder), cache / "wheels"
     with progress.stage("site: packages", 2) as advance:
-        # Bytecode of this interpreter would be of no use to the other.
+        # This interpreter's bytecode would be useless to the other.
         _pip(["install", "--no-compile", f"--target={partial}", *target, *requirements])
         advance()
-        # Of the compiler (95 MB packed, 280 MB unpacked) only the runtime's libraries are wanted.
+        # Only the runtime's libraries are needed, not the compiler (95 MB packed, 280 MB unpacked).
         _pip(["download", "--no-deps", f"--dest={wheels}", *target, f"apache-tvm=={TVM_VERSION}"])
         (wheel,) = wheels.glob(f"apache_tvm-{TVM_VERSION}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -220,8 +221,8 @@ def _pip(arguments: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        told = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        reason = told[-1].removeprefix("ERROR:").strip() if told else "no reason given"
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = errors[-1].removeprefix("ERROR:").strip() if errors else "no reason given"
         raise InputError(f"pip cannot get packages for aarch64 ({reason}); check the network and pip's index")
 
 
@@ -229,14 +230,14 @@ def _compiler(cache: Path, root: Path, host: str, progress: Progress) -> tuple[s
     """The command of g++ with its flags."""
     name, package = f"{TRIPLET}-g++", f"g++-{TRIPLET}"
     (libraries,) = (root / "usr/lib/gcc" / TRIPLET).iterdir()
-    # The root's own libraries come before those of a compiler that brings an older libc or libstdc++.
+    # The root's own libraries come before those of a compiler with an older libc or libstdc++.
     flags = (f"--sysroot={root}", f"-L{root}/usr/lib/{TRIPLET}", f"-L{libraries}")
     on_path = shutil.which(name)
     if on_path is not None:
         return (on_path, *flags)
     folder = unpack(PackageSet(
         "compiler", HOST_SUITE, host, (package,),
-        # This machine has a C library, which a second one must not stand before; the target's is in the root.
+        # This machine has a C library, which a second one must not shadow; the target's is in the root.
         ("libc6", "libc6-arm64-cross", "libc6-dev-arm64-cross", "linux-libc-dev-arm64-cross"),
     ), cache, progress)  # fmt: skip
     return ("env", f"LD_LIBRARY_PATH={_libraries(folder)}", str(folder / "usr/bin" / name), *flags)
@@ -248,7 +249,7 @@ def _emulator(cache: Path, host: str, progress: Progress) -> tuple[str, ...]:
         on_path = shutil.which(name)
         if on_path is not None and _emulator_version(on_path) >= _OLDEST_EMULATOR:
             return (on_path,)
-    # Statically linked: it needs nothing else of its release.
+    # Statically linked, so that it needs nothing else from its release.
     only = "usr/bin/qemu-aarch64"
     wanted = PackageSet("emulator", TARGET_SUITE, host, ("qemu-user",), only=only)
     return (str(unpack(wanted, cache, progress) / only),)
@@ -276,8 +277,8 @@ def _libraries(folder: Path) -> str:
 def _write_processor(sysroot: Sysroot) -> None:
     """Give the root a /proc/cpuinfo for the emulator that takes plugins.
 
-    It would show that of this machine, and ONNX Runtime's wheel crashes when it finds no ARM processor
-    there. The other emulator shows the emulated processor and never reads this.
+    Without it programs would see this machine's, and ONNX Runtime's wheel crashes where it finds no ARM
+    processor there. The other emulator shows the emulated processor and never reads this file.
     """
     path = sysroot.root / "proc/cpuinfo"
     if path.exists():
@@ -285,6 +286,6 @@ def _write_processor(sysroot: Sysroot) -> None:
     read = emulated(sysroot, [sysroot.python, "-c", "print(open('/proc/cpuinfo').read())"])
     done = subprocess.run(read, capture_output=True, text=True)
     if done.returncode != 0:
-        told = done.stderr.strip()[-200:]
-        raise InputError(f"{sysroot.python} does not run under {sysroot.emulator[0]} ({told})")
+        reason = done.stderr.strip()[-200:]
+        raise InputError(f"{sysroot.python} does not run under {sysroot.emulator[0]} ({reason})")
     replace_file(path, lambda partial: partial.write_text(done.stdout))
