@@ -1,4 +1,4 @@
-"""Writing a bundle: everything in a folder beside it, which then takes its place."""
+"""Writes a bundle: everything goes to a folder beside it, which then replaces it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sonic.storage.files import replacing, write_json
 
 
 def check_target(bundle: Path) -> None:
-    """Only a bundle, an empty folder or nothing may be replaced.
+    """Make sure that only a bundle or an empty folder would be replaced.
 
     Raises:
-        OutputError: there is something else.
+        OutputError: something else is there.
     """
     if not bundle.exists():
         return
@@ -27,7 +27,7 @@ def check_target(bundle: Path) -> None:
 
 @contextmanager
 def new_bundle(bundle: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `bundle` at the end, or is removed at an error.
+    """Yields an empty folder to fill, which replaces `bundle` at the end, or is removed after an error.
 
     Raises:
         OutputError: the bundle cannot be written.
@@ -38,9 +38,9 @@ def new_bundle(bundle: Path) -> Iterator[Path]:
 
 
 def copy_graph(graph: Path, folder: Path, bundle: Path) -> tuple[FileInfo, ...]:
-    """Copy a graph, and the file of its weights where it has one, into a folder of the bundle.
+    """Copy a graph, and its weights file if it has one, into a folder of the bundle.
 
-    A copy, not a link: damage to a bundle must not reach what a new conversion resumes from.
+    Copied, not linked: damage to a bundle must not reach the files that a new conversion resumes from.
     """
     folder.mkdir(exist_ok=True)
     files = []
@@ -59,7 +59,7 @@ def copy_files(files: Iterable[FileInfo], source: Path, bundle: Path) -> None:
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
-    """Replace a bundle's manifest at once.
+    """Replace a bundle's manifest in one step.
 
     Raises:
         OutputError: it cannot be written.

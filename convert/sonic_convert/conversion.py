@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: every stage of every submodel, golden vectors, then the manifest."""
+"""Converts a checkpoint to a bundle: the stages of every submodel, golden vectors, then the manifest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MEL_FILTERS = "mel_filters.npy"
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: the manifest, and what each stage of each submodel took."""
+    """A finished conversion: the manifest, and the result of each stage of each submodel."""
 
     manifest: Manifest
     results: dict[str, dict[str, StageResult]]
@@ -59,7 +59,7 @@ def convert(
         work_path: intermediate results, kept so that a conversion can resume; ``BUNDLE.work`` by
             default.
         progress: shows the stages.
-        name: in the manifest; the bundle's folder's by default.
+        name: in the manifest; by default that of the bundle's folder.
 
     Raises:
         InputError: the checkpoint cannot be used.
@@ -78,7 +78,7 @@ def convert(
     with progress.stage("reading checkpoint", len(files)) as advance:
         sources = {path: _source_info(path, checkpoint.path, work, advance) for path in files}
     results: dict[str, dict[str, StageResult]] = {}
-    with progress.stage("export, simplify, fuse, check, weigh", len(SUBMODELS) * 5) as advance:
+    with progress.stage("export, simplify, fuse, check, measure memory", len(SUBMODELS) * 5) as advance:
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
     finished = _work_bundle(checkpoint, work, sources, results, name or bundle_path.name)
@@ -98,7 +98,7 @@ def _convert_submodel(
     advance: Callable[[], None],
 ) -> dict[str, StageResult]:
     folder = work / submodel.name
-    # The table's examples follow from the dimensions.
+    # The shapes of the example inputs follow from the dimensions.
     read = {*checkpoint.files(submodel.component), *files_of_dimensions(checkpoint)}
     digest = hashlib.sha256("\n".join(sources[path].sha256 for path in sorted(read)).encode())
     exported = stages.export(submodel, checkpoint, folder / "exported", digest.hexdigest())
@@ -115,15 +115,16 @@ def _convert_submodel(
     checked = stages.check(submodel, folder / "exported", folder / "fused", folder / "checked", fused.digest)
     advance()
     inputs = submodel.inputs(read_dimensions(checkpoint))
-    weighed = stages.weigh(submodel, inputs, folder / "fused", folder / "weighed", fused.digest)
+    measured = stages.measure_memory(submodel, inputs, folder / "fused", folder / "measured", fused.digest)
     advance()
     return {
-        "export": exported, "simplify": simplified, "fuse": fused, "check": checked, "weigh": weighed,
+        "export": exported, "simplify": simplified, "fuse": fused, "check": checked,
+        "measure": measured,
     }  # fmt: skip
 
 
 def mel_filters(constants: AudioConstants) -> np.ndarray:
-    """Whisper's mel filters (frequencies, mel bins) float32: Slaney's scale and area normalisation."""
+    """Whisper's mel filters, float32 (frequencies, mel bins): Slaney's scale and area normalisation."""
     filters = mel_filter_bank(
         num_frequency_bins=1 + constants.fft_samples // 2,
         num_mel_filters=constants.mel_bins,
@@ -143,7 +144,7 @@ def _work_bundle(
     results: dict[str, dict[str, StageResult]],
     name: str,
 ) -> Bundle:
-    """The finished graphs where the stages left them, as a bundle that runs there, without digests."""
+    """A bundle that runs the finished graphs where the stages left them; it has no digests of them."""
     np.save(work / _MEL_FILTERS, mel_filters(checkpoint.constants.audio))
     manifest = Manifest(
         name=name,
@@ -179,14 +180,14 @@ def _submodel_info(submodel: Submodel, work: Path, results: dict[str, StageResul
         outputs=tuple(map(_tensor_info, graph.graph.output)),
         work=Work(
             results["export"].facts["flop"],
-            results["weigh"].facts["activation_bytes"],
-            results["weigh"].facts["weight_bytes"],
+            results["measure"].facts["activation_bytes"],
+            results["measure"].facts["weight_bytes"],
         ),
     )
 
 
 def _write_bundle(finished: Bundle, manifest: Manifest, bundle_path: Path) -> Manifest:
-    """Copy every file to its place in the bundle, a folder for each submodel, and write the manifest."""
+    """Copy every file to its place in the bundle, with a folder for each submodel, and write the manifest."""
     work = finished.directory
     with new_bundle(bundle_path) as partial:
         submodels = {
@@ -209,7 +210,7 @@ def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
 
 
 def _source_info(path: Path, root: Path, work: Path, advance: Callable[[], None]) -> FileInfo:
-    """Digest of a checkpoint's file; remembered by size and time of change, as some have gigabytes."""
+    """A checkpoint file's digest, cached by size and modification time, as some files have gigabytes."""
     cache = work / "sources.json"
     status = path.stat()
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"

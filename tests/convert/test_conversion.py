@@ -42,7 +42,7 @@ def test_conversion_resumes_and_repeats(small, tmp_path: Path, monkeypatch) -> N
     state = {k: v * 1.5 for k, v in torch.load(path, weights_only=True).items()}
     torch.save(state, path)
     second = convert(checkpoint, tmp_path / "bundle", work_path=work)
-    done = ("exported", "simplified", "fused", "checked", "weighed")
+    done = ("exported", "simplified", "fused", "checked", "measured")
     assert produced == [*(f"frame_interpolator/{stage}" for stage in done), "work/golden"]
     changed = [
         name

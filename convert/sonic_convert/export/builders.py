@@ -65,7 +65,7 @@ def build_image_encoder(checkpoint: Checkpoint) -> nn.Module:
 
 
 def build_vae_encoder(checkpoint: Checkpoint) -> nn.Module:
-    """An image to the mean of its latent's distribution."""
+    """The VAE's encoder, with the mode of the latent distribution as its output."""
     return VaeEncoder(_vae(checkpoint)).eval()
 
 
@@ -75,7 +75,7 @@ def build_vae_decoder(checkpoint: Checkpoint) -> nn.Module:
 
 
 def build_exportable_vae_decoder(checkpoint: Checkpoint) -> nn.Module:
-    """The VAE's decoder as it is exported: the published numbers with fewer operations."""
+    """The VAE's decoder as it is exported: the published numbers in fewer operations."""
     return ExportableVaeDecoder(_vae(checkpoint)).eval()
 
 
@@ -87,7 +87,7 @@ def build_unet(checkpoint: Checkpoint) -> SonicUNet:
 
 
 def build_exportable_unet(checkpoint: Checkpoint) -> nn.Module:
-    """The UNet as it is exported: the published numbers with fewer operations."""
+    """The UNet as it is exported: the published numbers in fewer operations."""
     dimensions, portrait = read_dimensions(checkpoint), checkpoint.constants.portrait
     side = portrait.default_resolution_pixels // checkpoint.constants.video.latent_stride_pixels
     folded = folded_levels(side * side, dimensions.tokens, dimensions.levels)

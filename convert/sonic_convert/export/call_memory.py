@@ -1,4 +1,4 @@
-"""Resident memory of a graph's calls, measured in a process of their own that has nothing but the runtime."""
+"""Resident memory of a graph's calls, measured in a separate process that imports only the runtime."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class CallMemory:
 
     Attributes:
         start_bytes: before the graph is loaded.
-        loading_bytes: the peak while it is.
-        loaded_bytes: afterwards.
-        call_bytes: the peak of every call.
+        loading_bytes: the peak while it is loaded.
+        loaded_bytes: after it is loaded.
+        call_bytes: the peak during every call.
     """
 
     start_bytes: int
@@ -30,7 +30,7 @@ class CallMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Of the whole process."""
+        """The peak of the whole process."""
         return max(self.loading_bytes, *self.call_bytes)
 
 
@@ -38,8 +38,8 @@ def measure_calls(graph: Path, calls: Sequence[Mapping[str, Sequence[int]]]) -> 
     """Load a graph in ONNX Runtime as the runtime does, and call it with inputs of these shapes, by name.
 
     Returns:
-        None where the system does not let a process measure itself (no Linux, or a container that
-        forbids it).
+        None where the system does not let a process measure itself (not Linux, or a container that forbids
+        it).
 
     Raises:
         SonicError: the process failed.
@@ -55,7 +55,7 @@ def measure_calls(graph: Path, calls: Sequence[Mapping[str, Sequence[int]]]) -> 
     return CallMemory(start, loading, loaded, tuple(peaks))
 
 
-# Peak resident memory from /proc: writing 5 to clear_refs starts it anew (Linux, proc(5)).
+# Peak resident memory from /proc: writing 5 to clear_refs resets the peak (Linux, proc(5)).
 _PROBE = """
 import json, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Widths and counts of a checkpoint, which the shapes of the submodels follow from."""
+"""Widths and counts of a checkpoint, which determine the shapes of the submodels' inputs and outputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_dimensions(checkpoint: Checkpoint) -> Dimensions:
     """Read a checkpoint's dimensions.
 
     Raises:
-        InputError: the audio head's token width is not what the UNet attends to.
+        InputError: the audio head's tokens do not have the width that the UNet attends to.
     """
     constants = checkpoint.constants
     head = checkpoint.state_dict(_AUDIO_HEAD, dtype=None)

@@ -1,13 +1,13 @@
-"""Rewrites a simplified graph for ONNX Runtime: operators that use less memory, and all cores.
+"""Rewrites a simplified graph for ONNX Runtime: to operators that use less memory, and all cores.
 
 `com.microsoft.MultiHeadAttention` works block by block on the CPU, so its memory does not grow with
-the square of the positions as that of MatMul, Softmax and MatMul does. GELU, SiLU and the sum before a
+the square of the positions, as that of MatMul, Softmax and MatMul does. GELU, SiLU and the sum before a
 GELU are fused by ONNX Runtime itself when it loads a graph; its SkipLayerNormalization was measured on
 x86 and is slower than the additions and the normalization that it replaces.
 
 Group normalisation is exported as InstanceNormalization, which ONNX Runtime computes in one thread;
-LayerNormalization of the same rows is the same, uses all threads, and loses fewer digits where a mean is
-large beside the spread.
+LayerNormalization of the same rows computes the same, uses all threads, and loses fewer digits where a mean
+is large compared with the standard deviation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DOMAIN = "com.microsoft"
 
 
 def fuse(model: ir.Model) -> int:
-    """Fuse every attention of `model` and rewrite its group norms, in place; returns how many attentions."""
+    """Fuse the attentions of `model` and rewrite its group norms, in place; returns how many attentions."""
     RewriteRuleSet(_NORMS).apply_to_model(model)
     _share_gains(model.graph)
     count = RewriteRuleSet(_ATTENTION).apply_to_model(model)
@@ -36,7 +36,7 @@ def fuse(model: ir.Model) -> int:
 
 def _attention(op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape: Any, shape: Any,
                scale: Any = None) -> Any:  # fmt: skip
-    """softmax(q s (k s)^T) v for heads that were cut out of the channels, as torch exports it."""
+    """softmax(q s (k s)^T) v for heads that are split from the channels, as torch exports it."""
     query = op.Transpose(op.Reshape(q, q_shape), perm=[0, 2, 1, 3])
     key = op.Transpose(op.Reshape(k, k_shape), perm=[0, 2, 3, 1])
     if scale is not None:
@@ -67,11 +67,11 @@ def _fused(op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape:
     def sequence(x: ir.Value, heads_shape: ir.Value) -> Any:
         if _rank(x) == 3:
             return x
-        # Two dimensions, batch and positions in one: back to (batch, positions, channels).
+        # Two dimensions, with batch and positions merged: back to (batch, positions, channels).
         channels = op.Constant(value=ir.tensor(np.array([0, 0, -1], np.int64)))
         return op.Reshape(op.Reshape(x, heads_shape), channels)
 
-    # Each side was multiplied by the root of the scale, or the query by all of it before.
+    # Each side was multiplied by the root of the scale, or the query already by all of it.
     known = None if scale is None else ir.convenience.get_const_tensor(scale)
     root = 1.0 if known is None else float(known.numpy().item())
     attended = op.MultiHeadAttention(
@@ -82,7 +82,7 @@ def _fused(op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape:
         scale=root**2,
         _domain=_DOMAIN,
     )
-    # Batch, positions, channels again: then the reshape would change nothing.
+    # The reshape would change nothing where the result is (batch, positions, channels) again.
     same = _rank(q) == 3 and len(_entries(shape)) == 3
     return attended if same else op.Reshape(attended, shape)
 
@@ -92,7 +92,7 @@ def _rank(value: ir.Value) -> int | None:
 
 
 def _heads(q: ir.Value, shape: ir.Value) -> int | None:
-    """The third entry of a shape (batch, positions, heads, width), where it can be known."""
+    """The third entry of a shape (batch, positions, heads, width), or None where it is unknown."""
     entries = _entries(shape)
     if len(entries) != 4 or entries[2] is None:
         return None
@@ -123,8 +123,8 @@ def _rows_normed(op: Any, x: Any, ones: Any, zeros: Any, epsilon: Any) -> Any:
     return op.InstanceNormalization(x, ones, zeros, epsilon=epsilon)
 
 
-def _is_plain(_context: Any, x: ir.Value, ones: ir.Value, zeros: ir.Value, **_: Any) -> bool:
-    """Whether each of (batch, groups, values) is normed as it is, without gains and offsets."""
+def _has_no_affine(_context: Any, x: ir.Value, ones: ir.Value, zeros: ir.Value, **_: Any) -> bool:
+    """Whether (batch, groups, values) are normalised without gains and offsets."""
     gain, offset = (ir.convenience.get_const_tensor(value) for value in (ones, zeros))
     if gain is None or offset is None or _rank(x) != 3:
         return False
@@ -137,7 +137,7 @@ def _layer_normed(op: Any, x: Any, epsilon: ir.Attr, **_: Any) -> Any:
 
 
 def _share_gains(graph: ir.Graph) -> None:
-    """One gain of ones for all group norms between reshapes to the same shapes, in place of one for each."""
+    """Share one gain of ones among all group norms between reshapes to the same shapes."""
     gains: dict[tuple[ir.Value | None, ir.Value | None], ir.Value | None] = {}
     for node in graph:
         if node.op_type != "LayerNormalization" or len(node.inputs) != 2:
@@ -149,5 +149,5 @@ def _share_gains(graph: ir.Graph) -> None:
             node.replace_input_with(1, gains.setdefault(shapes, node.inputs[1]))
 
 
-_NORMS = [pattern.RewriteRule(_rows_normed, _layer_normed, _is_plain)]
+_NORMS = [pattern.RewriteRule(_rows_normed, _layer_normed, _has_no_affine)]
 _ATTENTION = [pattern.RewriteRule(found, _fused, _can_fuse) for found in (_scaled, _unscaled)]

@@ -1,7 +1,8 @@
-"""The stages of a conversion for one submodel: export, simplify, fuse, check, weigh.
+"""The stages of a conversion for one submodel: export, simplify, fuse, check, measure memory.
 
-Each stage writes into a folder of its own under the work directory and is skipped when the digest of
-everything it reads is the one it was made from, so an interrupted conversion goes on where it stopped.
+Each stage writes to its own folder under the work directory, and is skipped if that folder was made from the
+same inputs (by the digest of everything that the stage reads), so an interrupted conversion resumes where it
+stopped.
 """
 
 from __future__ import annotations
@@ -30,29 +31,28 @@ from sonic.storage.files import replacing
 from sonic.verification.compare import Difference, compare
 from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
-from sonic_convert.export import fusion
+from sonic_convert.export import fusion, work
 from sonic_convert.export.dimensions import read_dimensions
 from sonic_convert.export.submodels import Submodel, TensorSpec
-from sonic_convert.export.work import Named, count_flop, measure_memory
 
 OPSET = 18
-STAGE_VERSION = 10  # raise it when a stage's code changes its output
-EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf ends at 2 GB
+STAGE_VERSION = 10  # raise it when a change of the code changes a stage's output
+EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf's limit is 2 GB
 GRAPH = "model.onnx"
 _RESULT = "stage.json"
-# Turns a linear map of (batch, positions, channels) into Gemm between two reshapes by computed shapes.
-_NOT_SIMPLER = ["fuse_matmul_add_bias_into_gemm_batched"]
+# It would turn a linear map of (batch, positions, channels) into a Gemm between reshapes to computed shapes.
+_SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm_batched"]
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did.
+    """The outcome of a stage.
 
     Attributes:
         digest: of everything the stage read.
         seconds: how long it took.
         peak_bytes: the process's peak resident memory so far.
-        facts: numbers worth telling, such as node counts.
+        facts: numbers to report, such as node counts.
     """
 
     digest: str
@@ -62,7 +62,7 @@ class StageResult:
 
 
 def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_digest: str) -> StageResult:
-    """Trace a submodel to ONNX, and keep PyTorch's outputs for its example inputs.
+    """Trace a submodel to ONNX, and save PyTorch's outputs for its example inputs.
 
     The TorchScript exporter is used: the newer one needs minutes of symbolic shape solving for a UNet
     of this depth and gives the same numbers.
@@ -82,7 +82,7 @@ def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_dige
                     golden[f"out.{spec.name}"] = value.numpy()
                 np.savez(target / f"golden_{index}.npz", **golden)  # type: ignore[arg-type]
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns of every shape that is a constant
+            warnings.simplefilter("ignore")  # the tracer warns about every constant shape
             torch.onnx.export(
                 module,
                 tuple(examples[0].values()),
@@ -94,17 +94,17 @@ def export(submodel: Submodel, checkpoint: Checkpoint, folder: Path, source_dige
                 dynamo=False,
             )
         name_weights(target / GRAPH, module)
-        return {"nodes": _node_count(target / GRAPH), "flop": count_flop(submodel, module, dimensions)}
+        return {"nodes": _node_count(target / GRAPH), "flop": work.count_flop(submodel, module, dimensions)}
 
     key = [source_digest, torch.__version__, str(OPSET), submodel.name]
     return run_stage(folder, key, produce)
 
 
 def name_weights(graph: Path, module: torch.nn.Module) -> None:
-    """Give the weights of linear maps without bias their layer's names, in place.
+    """Name the weights of linear maps without bias after their layers, in place.
 
-    The exporter transposes them and calls them ``onnx::MatMul_123``; here they become
-    ``LAYER.weight.transposed``, so that a precision can be chosen for a layer by its name.
+    The exporter transposes them and names them ``onnx::MatMul_123``; here they become
+    ``LAYER.weight.transposed``, so that a layer's precision can be chosen by its name.
     """
     model = onnx.load(str(graph), load_external_data=False)
     layers: dict[Any, list[tuple[str, np.ndarray]]] = {}
@@ -129,13 +129,13 @@ def name_weights(graph: Path, module: torch.nn.Module) -> None:
 
 
 def simplify(outputs: tuple[TensorSpec, ...], exported: Path, folder: Path, digest: str) -> StageResult:
-    """Fold constants and shapes with onnxsim; weights above 2 GB go to one file beside the graph.
+    """Fold constants and shapes with onnxsim; large weights (near 2 GB) go to one file beside the graph.
 
-    The graph's outputs get the shapes of `outputs`: the exporter invents names for sizes it derives.
+    The graph's outputs get the shapes of `outputs`, as the exporter makes up names for derived sizes.
     """
 
     def produce(target: Path) -> dict[str, Any]:
-        model, _ = onnxsim.simplify(str(exported / GRAPH), skipped_optimizers=_NOT_SIMPLER)
+        model, _ = onnxsim.simplify(str(exported / GRAPH), skipped_optimizers=_SKIPPED_OPTIMIZERS)
         for value, spec in zip(model.graph.output, outputs, strict=True):
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, kind, spec.shape))
@@ -154,7 +154,7 @@ def simplify(outputs: tuple[TensorSpec, ...], exported: Path, folder: Path, dige
 
 
 def fuse(simplified: Path, folder: Path, digest: str) -> StageResult:
-    """Give ONNX Runtime operators of its own where it has them; see :mod:`sonic_convert.export.fusion`."""
+    """Use ONNX Runtime's own operators where it has them; see :mod:`sonic_convert.export.fusion`."""
 
     def produce(target: Path) -> dict[str, Any]:
         model = onnx_ir.load(simplified / GRAPH)
@@ -167,10 +167,10 @@ def fuse(simplified: Path, folder: Path, digest: str) -> StageResult:
 
 
 def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest: str) -> StageResult:
-    """Run ONNX's checker, then ONNX Runtime on the example inputs, against PyTorch's outputs.
+    """Run ONNX's checker, then compare ONNX Runtime with PyTorch on the example inputs.
 
     Raises:
-        InputError: a difference is beyond the table's tolerance.
+        InputError: a difference exceeds the tolerance of the table.
     """
 
     def produce(target: Path) -> dict[str, Any]:
@@ -197,18 +197,20 @@ def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest:
     return run_stage(folder, [digest, onnxruntime.__version__, str(submodel.tolerance)], produce)
 
 
-def weigh(submodel: Submodel, inputs: Sequence[Named], graph: Path, folder: Path, digest: str) -> StageResult:
+def measure_memory(
+    submodel: Submodel, inputs: Sequence[work.NamedShape], graph: Path, folder: Path, digest: str
+) -> StageResult:
     """Measure the memory of the loaded graph and of its calls; see :mod:`sonic_convert.export.work`."""
 
     def produce(target: Path) -> dict[str, Any]:
-        weights, activations = measure_memory(graph / GRAPH, submodel, inputs)
+        weights, activations = work.measure_memory(graph / GRAPH, submodel, inputs)
         return {"weight_bytes": weights, "activation_bytes": activations}
 
     return run_stage(folder, [digest, onnxruntime.__version__], produce)
 
 
 def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:
-    """Run `produce` into a fresh folder that replaces `folder` when it succeeds, or reuse `folder`.
+    """Let `produce` fill a new folder that then replaces `folder`; reuse `folder` if it has the same key.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -227,7 +229,7 @@ def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, 
 
 
 def read_result(folder: Path) -> StageResult | None:
-    """What a finished stage said, None where there is none."""
+    """The result of a finished stage, or None if there is none."""
     try:
         return StageResult(**json.loads((folder / _RESULT).read_text()))
     except (OSError, ValueError, TypeError):

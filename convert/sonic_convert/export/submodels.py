@@ -1,4 +1,4 @@
-"""The nine submodels as a table; every stage loops over it, and nothing else knows one by its name.
+"""The nine submodels as a table: everything that differs between them is a column.
 
 for submodel in SUBMODELS:
     module = submodel.build(checkpoint)
@@ -25,7 +25,7 @@ Sizes = dict[str, int]
 class TensorSpec:
     """An input or output; a dynamic axis has a name in place of a size.
 
-    Example inputs are drawn from a normal distribution, or uniformly from `bounds`.
+    Example inputs are drawn from a normal distribution, or uniformly within `bounds`.
     """
 
     name: str
@@ -34,7 +34,7 @@ class TensorSpec:
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
-        """Axis number to name, as the exporter wants it."""
+        """Axis number to name, as the exporter expects it."""
         return {axis: size for axis, size in enumerate(self.shape) if isinstance(size, str)}
 
     def draw(self, sizes: Sizes, generator: torch.Generator) -> Tensor:
@@ -72,12 +72,12 @@ class Submodel:
 
     Attributes:
         name: the name in the bundle.
-        component: the checkpoint's component that it is read from.
+        component: the component of the checkpoint that it is read from.
         build: makes the module whose forward is exported.
         inputs, outputs: the interface for a checkpoint's dimensions.
         sizes: sizes of the dynamic axes, first for tracing, then for the checks.
         int8: patterns of layer names with their precisions in the preset "int8"; the first that matches
-            counts. Eight-bit arithmetic where the time goes, eight-bit weights where a clip needs one call.
+            counts. Eight-bit arithmetic where most time is spent, eight-bit weights where one call is made.
         tolerance: largest relative L2 difference from PyTorch.
         work_terms: products of dynamic axes that its work grows with (see `sonic.bundle.work`), first the
             one that its memory grows with.
@@ -130,7 +130,7 @@ def _unet_inputs(d: Dimensions) -> tuple[TensorSpec, ...]:
 
 
 def unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
-    """Sizes of the UNet's axes, those of its masks too."""
+    """Sizes of the UNet's axes, including those of its masks."""
     levels = range(8)
     return {
         "batch": batch,
@@ -143,7 +143,7 @@ def unet_sizes(batch: int, frames: int, height: int, width: int) -> Sizes:
 
 
 def picture_sizes(height: int, width: int, count: int = 1) -> Sizes:
-    """Sizes of the axes of submodels that see pictures."""
+    """Sizes of the axes of submodels that work on pictures or their latents."""
     return {
         "count": count,
         "height": height,

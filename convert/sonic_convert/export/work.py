@@ -1,7 +1,7 @@
-"""Counts what a submodel computes, and measures what it holds, as functions of its sizes.
+"""Counts a submodel's operations and measures its memory, as functions of its sizes.
 
-The counts go into the bundle's manifest, so that ``sonic estimate`` can tell what a clip costs
-without running it.
+The counts go into the bundle's manifest, so that ``sonic estimate`` can compute what a clip costs without
+running it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int],
                     *_: Any, **__: Any) -> int:  # fmt: skip
-    """Of shapes (batch, heads, positions, width): queries times keys, then scores times values."""
+    """For shapes (batch, heads, positions, width): queries times keys, then scores times values."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
@@ -35,7 +35,7 @@ def count_flop(submodel: Submodel, module: nn.Module, dimensions: Dimensions) ->
     """Floating-point operations of one call by kind, exact for every size.
 
     The module runs once for each of the table's `work_sizes`, under PyTorch's counter (convolutions,
-    matrix products and attention; normalisations and activations are below a hundredth of these).
+    matrix products and attention; normalisations and activations are less than a hundredth of these).
     """
     counts: list[dict[str, float]] = []
     for sizes in submodel.work_sizes:
@@ -56,10 +56,10 @@ def count_flop(submodel: Submodel, module: nn.Module, dimensions: Dimensions) ->
 
 
 def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -> dict[str, float]:
-    """Coefficients, none negative, with which the terms give the values (least relative squares)."""
+    """Non-negative coefficients with which the terms fit the values, by least squares of relative errors."""
     scale = 1 / np.maximum(np.asarray(values, float), 1.0)
     rows = np.array([[term_value(term, axes) for term in terms] for axes in sizes], float)
-    columns = rows.max(axis=0)  # of one size, or the solver loses the small ones
+    columns = rows.max(axis=0)  # scaled to one magnitude, or the solver loses the small ones
     solved, _ = nnls(rows / columns * scale[:, None], np.asarray(values, float) * scale)
     return {
         term: float(share / column)
@@ -68,8 +68,8 @@ def fit(terms: Sequence[str], sizes: Sequence[Sizes], values: Sequence[float]) -
     }
 
 
-class Named(Protocol):
-    """An input as the table or a manifest describes it."""
+class NamedShape(Protocol):
+    """An input as the table or a manifest describes it; a dynamic axis has a name in place of a size."""
 
     @property
     def name(self) -> str: ...
@@ -78,11 +78,13 @@ class Named(Protocol):
     def shape(self) -> tuple[int | str, ...]: ...
 
 
-def measure_memory(graph: Path, submodel: Submodel, inputs: Sequence[Named]) -> tuple[int, dict[str, float]]:
-    """Bytes that the loaded graph holds, and those of one call beside it, measured in a process apart.
+def measure_memory(
+    graph: Path, submodel: Submodel, inputs: Sequence[NamedShape]
+) -> tuple[int, dict[str, float]]:
+    """Bytes that the loaded graph holds, and bytes of one call on top, measured in a separate process.
 
-    Where the system does not let a process measure itself (no Linux, or a container that forbids it),
-    the weights' size stands for the first, and the second is unknown, an empty polynomial.
+    Where the system does not let a process measure itself (not Linux, or a container that forbids it), the
+    first is the size of the weights on disk, and the second is unknown: an empty polynomial.
 
     Raises:
         SonicError: the process failed.

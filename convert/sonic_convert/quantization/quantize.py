@@ -227,9 +227,9 @@ def _quantize_submodel(
 
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
     made = stages.run_stage(work / "quantized", [digest], produce)
-    weighed = stages.weigh(submodel, info.inputs, work / "quantized", work / "weighed", made.digest)
+    memory = stages.measure_memory(submodel, info.inputs, work / "quantized", work / "measured", made.digest)
     if info.work is not None:
-        measured = weighed.facts["activation_bytes"], weighed.facts["weight_bytes"]
+        measured = memory.facts["activation_bytes"], memory.facts["weight_bytes"]
         info = replace(info, work=Work(info.work.flop, *measured))
     info = replace(info, precision=options.plan.main_precision(name))
     return work / "quantized" / stages.GRAPH, info, made.facts
