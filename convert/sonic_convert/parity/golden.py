@@ -1,25 +1,25 @@
-"""Golden vectors: what PyTorch computes for one short clip, kept in the bundle for ``sonic verify``.
+"""Golden vectors: what PyTorch computes for one short clip, stored in the bundle for ``sonic verify``.
 
 When a checkpoint is converted, the finished graphs generate a clip of a third of a second from the drawn
-portrait and the recording that this package brings along, small (two of the portrait's size multiples: 128
-pixels) and in few steps. Of every submodel the call in the middle is kept, and PyTorch, running the
-published forward, says what should have come out; then PyTorch generates the whole clip from the same noise.
-A target server repeats both without PyTorch (:mod:`sonic.verification.verify`). The box of the portrait's
-face is given: a mask's edges are whole pixels, so that the last bits of a detected box could decide where one
-lies.
+portrait and the recording that come with this package, small (two of the portrait's size multiples: 128
+pixels) and in few steps. The middle call of every submodel is kept, with the output that PyTorch's published
+forward gives for its inputs; then PyTorch generates the whole clip from the same noise. A target server
+repeats both without PyTorch (:mod:`sonic.verification.verify`). The face box is given, not detected: a mask's
+edges are whole pixels, so that the last bits of a detected box could decide where one lies.
 
 How far a bundle may be from PyTorch:
 
-- Full precision: relative L2 of twice the table's tolerance (`CPU_MARGIN`). Where the bundle is made it has
-  to keep the table's 1e-4; usual are 1e-6, and processors with other vector widths, which sum in another
-  order, differ among each other by as much. The clip needs the 50 dB of the parity report.
-- Submodels of another precision: half as much again as was measured when they were made (`ROUNDING_MARGIN`),
-  and the full precision's tolerance on top. Rounding costs nearly the same everywhere, but where the last
-  bits differ, a value in the middle between two integers or halves falls on the other side. The clip may
-  lose 3 dB, which is as much as that, and needs no more than 50 dB.
+- Full precision: a relative L2 difference of twice the table's tolerance (`CPU_MARGIN`). On the machine that
+  makes the bundle the difference has to be within the table's 1e-4. Typical differences are 1e-6, and
+  processors with different vector widths, which sum in a different order, differ from each other by as much.
+  The clip needs the 50 dB of the parity report.
+- Submodels of another precision: 1.5 times the difference measured when they were made (`ROUNDING_MARGIN`),
+  plus the tolerance of full precision. Rounding errors are nearly the same everywhere, but where the last
+  bits differ, a value halfway between two integers or float16 numbers is rounded the other way. The clip may
+  lose 3 dB, which allows for the same, and never needs more than 50 dB.
 
 Submodels that a bundle of another precision shares with the one it was made from keep their tolerance, and
-the golden files are the same in all precisions: PyTorch's float32 is the measure.
+the golden files are the same in all precisions: the reference is always PyTorch in float32.
 """
 
 from __future__ import annotations
@@ -64,25 +64,25 @@ from sonic_convert.parity.parity import MINIMUM_PSNR_DB, published_output
 from sonic_convert.parity.reference import TorchReference
 
 FOLDER = "golden"
-GOLDEN_VERSION = 1  # raise it when this module changes what it writes
-FRAMES = 4  # generated ones
-STEPS = 3  # the noise levels of two would be the largest and the smallest, and the UNet's work lies between
+GOLDEN_VERSION = 1  # raise it when a change of this module changes what it writes
+FRAMES = 4  # before interpolation
+STEPS = 3  # two would have only the largest and the smallest noise level, and most of the work is in between
 CPU_MARGIN = 2.0
 ROUNDING_MARGIN = 1.5
 PSNR_MARGIN_DB = 3.0
 _ASSETS = Path(__file__).parents[1] / "assets"
 _PORTRAIT, _SPEECH = _ASSETS / "portrait.png", _ASSETS / "speech.wav"
-_FACE_BOX = (169.0, 146.0, 471.0, 490.0)  # where `demo_portrait.face_box` says that the portrait has it
+_FACE_BOX = (169.0, 146.0, 471.0, 490.0)  # by `demo_portrait.face_box`
 _ALL_CALLS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class _Clip:
-    """The clip, for both the bundle and PyTorch.
+    """The inputs of the clip, for both the bundle and PyTorch.
 
     Attributes:
-        portrait, speech: its files.
-        options: resolved.
+        portrait, speech: files.
+        options: without open values.
         face_mask: (1, 1, H, W) float32.
         noise: (generated frames, 4, h, w) float32.
     """
@@ -97,9 +97,9 @@ class _Clip:
 def make_golden(
     checkpoint: Checkpoint, bundle: Bundle, folder: Path, key: Sequence[str], progress: Progress
 ) -> VerificationInfo:
-    """The stage of a conversion that makes the golden files, in `folder` under their paths in the bundle.
+    """Make the golden files, as a stage of a conversion: in `folder`, under their paths in the bundle.
 
-    The bundle's graphs and PyTorch's networks are in memory one after another.
+    The bundle's graphs and PyTorch's networks are loaded one after another.
 
     Args:
         checkpoint: what the bundle was made from.
@@ -109,7 +109,7 @@ def make_golden(
         progress: shows what runs.
 
     Raises:
-        InputError: a submodel or the clip is not what PyTorch makes, or there is too little memory.
+        InputError: a submodel or the clip differs from PyTorch's, or there is too little memory.
     """
 
     def produce(target: Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def make_golden(
             clip.portrait, clip.speech, clip.options, clip.noise, progress, _known_face
         )
         for submodel in SUBMODELS:
-            if submodel.name not in submodels.written:  # the face detector: the clip's face is known
+            if submodel.name not in submodels.written:  # the face detector, as the clip's face is given
                 with reference.network(submodel.name):
                     pass
         psnr = measure_clip(bundle, frames, result.interpolated)
@@ -156,7 +156,7 @@ def make_golden(
 
 
 def measure_reduced(bundle: Bundle, source: Manifest, folder: Path, progress: Progress) -> VerificationInfo:
-    """What a bundle of another precision is to be verified with; a stage of its making.
+    """Measure what a bundle of another precision is to be verified with, as a stage of its making.
 
     Args:
         bundle: the new graphs, with the source's golden files.
@@ -169,7 +169,7 @@ def measure_reduced(bundle: Bundle, source: Manifest, folder: Path, progress: Pr
 
     Raises:
         InputError: a submodel returns values that are not finite, or there is too little memory.
-        BundleError: the UNet does so in the clip.
+        BundleError: the UNet returns such values in the clip.
     """
     info = verification_info(bundle)
     submodels = bundle.manifest.submodels
@@ -214,7 +214,7 @@ def _reduced(golden: GoldenSubmodel, relative_l2: float) -> GoldenSubmodel:
 
 
 def _prepare_clip(constants: Constants, folder: Path) -> _Clip:
-    """Put the clip's inputs into the folder."""
+    """Write the clip's input files to a folder."""
     path, speech = folder / "portrait.png", folder / "speech.wav"
     shutil.copyfile(_PORTRAIT, path)
     _write_speech(speech, constants)
@@ -228,7 +228,7 @@ def _prepare_clip(constants: Constants, folder: Path) -> _Clip:
 
 
 def _write_speech(path: Path, constants: Constants) -> None:
-    """The beginning of the recording, as long as the clip's frames."""
+    """Write the beginning of the recording, as long as the clip."""
     with wave.open(str(_SPEECH)) as file:
         seconds = FRAMES * constants.audio.samples_per_frame / constants.audio.sample_rate_hz
         parameters = file.getparams()
@@ -249,7 +249,7 @@ def _model(bundle: Bundle) -> SonicModel:
 def _record(
     bundle: Bundle, clip: _Clip, checkpoint: Checkpoint, progress: Progress
 ) -> tuple[np.ndarray, Mapping[str, list[Call]]]:
-    """The clip's frames as the bundle generates them, uint8 (frames, H, W, 3), and every call."""
+    """The frames that the bundle generates, uint8 (frames, H, W, 3), and all calls by submodel."""
     model, recorder = _model(bundle), Recorder(_ALL_CALLS)
     engine = WatchedEngine(model.engine, recorder)
     with engine.open("face_detector") as detector:
@@ -257,7 +257,7 @@ def _record(
     request = ClipRequest(clip.portrait, clip.speech, clip.options, clip.noise, face_box=_FACE_BOX)
     frames = np.asarray(model.generate_request(request, progress, recorder))
     for submodel in SUBMODELS:
-        if submodel.name not in recorder.calls:  # where the constants say that nothing is interpolated
+        if submodel.name not in recorder.calls:  # the interpolator, if the constants turn interpolation off
             example = submodel.example(read_dimensions(checkpoint), submodel.sizes[0])
             with engine.open(submodel.name) as session:
                 session.run({name: tensor.numpy() for name, tensor in example.items()})
@@ -265,15 +265,15 @@ def _record(
 
 
 class _SubmodelFiles:
-    """Writes a submodel's golden vectors when PyTorch has its network in memory anyway.
+    """Writes each submodel's golden vectors while PyTorch has its network loaded for the clip.
 
     Args:
         calls: the bundle's, by submodel.
         face_mask: (1, 1, H, W) float32.
-        target: where the file goes, under its path in the bundle.
+        target: folder to write to, under the paths in the bundle.
 
     Attributes:
-        written: what the manifest is to say, by submodel.
+        written: the manifest's entries, by submodel.
     """
 
     def __init__(self, calls: Mapping[str, Sequence[Call]], face_mask: np.ndarray, target: Path) -> None:
@@ -282,10 +282,10 @@ class _SubmodelFiles:
 
     @torch.inference_mode()
     def write(self, name: str, module: nn.Module) -> None:
-        """Write the file unless it is; `module` has the published forward.
+        """Write the file unless it is written already; `module` has the published forward.
 
         Raises:
-            InputError: PyTorch's output is not that of the bundle.
+            InputError: PyTorch's output differs from the bundle's.
         """
         if name in self.written:
             return
@@ -311,7 +311,7 @@ class _SubmodelFiles:
 
 
 def _distinct_shapes(calls: Sequence[Call]) -> tuple[dict[str, tuple[int, ...]], ...]:
-    """The shapes of the inputs in all calls, each set once, in the order of their first use."""
+    """The shapes of the inputs in all calls, without repetitions, in the order of their first use."""
     shapes: list[dict[str, tuple[int, ...]]] = []
     for call in calls:
         found = {name: array.shape for name, array in call.inputs.items()}
@@ -321,7 +321,7 @@ def _distinct_shapes(calls: Sequence[Call]) -> tuple[dict[str, tuple[int, ...]],
 
 
 def _rounded(value: float) -> float:
-    """Three digits: the others change from one run to the next."""
+    """Rounded to three digits: the others change from one run to the next."""
     return float(f"{value:.3g}")
 
 

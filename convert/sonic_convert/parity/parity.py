@@ -1,4 +1,4 @@
-"""Holding a bundle against PyTorch: every submodel on inputs it really saw, and the whole video."""
+"""Compares a bundle with PyTorch: every submodel on inputs from a real clip, and the whole video."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.reference import ReferenceResult, TorchReference
 
 MINIMUM_PSNR_DB = 50.0
-# Relative L2 of what lies between submodels; errors add up over the denoising steps.
+# Largest relative L2 differences of intermediate results; errors accumulate over the denoising steps.
 TOLERANCES = {"audio_tokens": 1e-4, "uncond_tokens": 1e-4, "buckets": 1e-4, "latents": 1e-3}
 _CALLS_PER_SUBMODEL = 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """One compared array: the difference and how large it may be (relative L2)."""
+    """One compared array: its difference and the tolerance (relative L2)."""
 
     name: str
     difference: Difference
@@ -66,7 +66,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all is within its tolerance."""
+        """Whether everything is within its tolerance."""
         return all(row.passed for row in self.rows) and self.video.psnr_db >= MINIMUM_PSNR_DB
 
     def to_json(self) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def measure_parity(
 ) -> ParityReport:
     """Generate one clip with the bundle and with PyTorch from the same noise, and compare.
 
-    Both use the face that the bundle's detector found (which is compared by itself): a mask's edges are
-    whole pixels, so that the last bits of a box can decide where one lies.
+    Both use the face that the bundle's detector finds (the detectors are compared separately): a mask's
+    edges are whole pixels, so that the last bits of a box can decide where one lies.
 
     Args:
         checkpoint_path: what the bundle was made from.
@@ -152,7 +152,7 @@ def record(bundle_path: Path, report: ParityReport) -> None:
 
 def print_report(report: ParityReport, console: Console) -> None:
     """Print the comparison as a table."""
-    # Narrow, so that the verdicts are seen on a terminal of 80 columns.
+    # Narrow, so that the verdicts are visible on a terminal with 80 columns.
     table = Table(title="parity with PyTorch (float32)", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("compared", "max abs", "relative L2", "cosine", "tolerance", ""):
         first = column == "compared"
@@ -185,7 +185,7 @@ def print_report(report: ParityReport, console: Console) -> None:
 
 
 def write_report(report: ParityReport, path: Path) -> None:
-    """Write the report as JSON, at once."""
+    """Write the report as JSON, whole or not at all."""
     write_json(path, report.to_json())
 
 
@@ -217,7 +217,7 @@ def _compare_submodels(
     face_mask: Tensor,
     progress: Progress,
 ) -> list[Row]:
-    """Every submodel's recorded runs against its published forward."""
+    """Compare every submodel's recorded calls with its published forward."""
     rows = []
     with progress.stage("torch: submodels", len(SUBMODELS)) as advance, torch.inference_mode():
         for submodel in SUBMODELS:
@@ -243,7 +243,7 @@ def _compare_call(submodel: Submodel, module: nn.Module, call: Call, face_mask: 
 def published_output(
     submodel: Submodel, module: nn.Module, inputs: Mapping[str, np.ndarray], face_mask: Tensor
 ) -> np.ndarray:
-    """What a submodel with its published forward makes of the exported one's inputs.
+    """The output of a submodel's published forward for the inputs of the exported one.
 
     Args:
         submodel: of the table.

@@ -1,7 +1,7 @@
-"""The whole pipeline in PyTorch, as published: the truth that a bundle is held against.
+"""The whole pipeline in PyTorch, as published: the ground truth that bundles are compared with.
 
 Audio features come from transformers, sigmas and steps from diffusers' scheduler, and the networks run
-their published forwards. The portrait's geometry (crop, mask, Lanczos) is the runtime's own.
+their published forwards. The portrait's geometry (crop, mask, Lanczos resampling) is the runtime's own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class TorchReference:
 
     Args:
         checkpoint: the weights.
-        loaded: called with every network's name and module when it is in memory, before it is used.
+        loaded: called with every network's name and module after it is loaded, before it is used.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TorchReference:
 
     @contextmanager
     def network(self, name: str) -> Iterator[nn.Module]:
-        """A submodel of the table with its published forward; freed afterwards."""
+        """A submodel of the table with its published forward; it is freed at the end of the block."""
         module = find_submodel(name).build_published(self.checkpoint)
         try:
             if self._loaded is not None:
@@ -117,9 +117,9 @@ class TorchReference:
             options: `lip_sync_correction` and `smooth_motion` are not part of the published pipeline.
             noise: (frames, 4, h, w) float32; drawn from the seed as the runtime does by default.
             progress: shows the stages.
-            detector: finds the face in place of the checkpoint's own. A mask's edges are whole
-                pixels, so that a box that differs in its last bits can move one by a pixel: whoever
-                compares what comes after gives both sides the same one.
+            detector: finds the face in place of the checkpoint's own. A mask's edges are whole pixels, so
+                that a box that differs in its last bits can move an edge by a pixel: to compare later
+                results, give both sides the same detector.
         """
         progress = progress or NoProgress()
         options = options.resolved(self.constants)
@@ -157,7 +157,7 @@ class TorchReference:
         )
 
     def portrait(self, image: Path, options: GenerationOptions, detector: Detector | None = None) -> Portrait:
-        """The prepared portrait, its face found by the checkpoint's own detector or by another."""
+        """The prepared portrait, with the face that the checkpoint's own detector, or `detector`, finds."""
         if detector is None:
             with self.network("face_detector") as network:
 
@@ -172,7 +172,7 @@ class TorchReference:
         return portrait_from_picture(load_portrait(image), str(image), detector, options, self.constants.portrait)
 
     def _speech(self, sound: Sound, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (frames, tokens, width), those of silence, and buckets (frames, 2)."""
+        """Audio tokens (frames, tokens, width), those of silence (tokens, width), and buckets (frames, 2)."""
         audio = self.constants.audio
         samples = mono_samples(sound, audio.sample_rate_hz)
         extractor = WhisperFeatureExtractor(feature_size=audio.mel_bins)
@@ -217,7 +217,7 @@ class TorchReference:
         options: GenerationOptions,
         progress: Progress,
     ) -> Tensor:
-        """Sampling with diffusers' scheduler over ring windows, as published."""
+        """Sample with diffusers' scheduler over windows that wrap around, as published."""
         sampler = self.constants.sampler
         assert options.inference_steps is not None
         scheduler = EulerDiscreteScheduler.from_config(self.checkpoint.scheduler_config)
