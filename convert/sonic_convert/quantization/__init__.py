@@ -1,1 +1,1 @@
-"""From float32 graphs to smaller ones: INT8 and FP16."""
+"""Reduces the precision of float32 graphs: INT8 and FP16."""

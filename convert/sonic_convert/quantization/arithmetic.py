@@ -15,13 +15,13 @@ _SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Affine:
-    """Scale and zero point of a tensor's integers; the zero point's dtype is that of the integers."""
+    """Scale and zero point of a quantized tensor; the zero point's dtype is that of the integers."""
 
     scale: np.float32
     zero_point: np.ndarray
 
     def simulate(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The values after quantization and back."""
+        """The values after quantizing and dequantizing."""
         limits = np.iinfo(self.zero_point.dtype)
         zero = np.float32(self.zero_point)
         quantized = np.clip(np.rint(values / self.scale) + zero, limits.min, limits.max)
@@ -34,8 +34,8 @@ class IntegerWeight:
 
     Attributes:
         values: int8, -127..127.
-        scales: float32, (outputs,), or () for one of the whole tensor.
-        axis: of the outputs.
+        scales: float32, (outputs,), or () for one scale of the whole tensor.
+        axis: of the output channels.
     """
 
     values: NDArray[np.int8]
@@ -44,7 +44,7 @@ class IntegerWeight:
 
     @property
     def floats(self) -> NDArray[np.float32]:
-        """The values that the integers stand for."""
+        """The dequantized values, float32."""
         return self.values * _along(self.scales, self.axis, self.values.ndim)
 
 
@@ -53,7 +53,7 @@ def affine(low: float, high: float, signed: bool, symmetric: bool = False) -> Af
 
     Args:
         low, high: the range, low <= 0 <= high.
-        signed: int8, as aarch64's kernels want it; else uint8, as x86's do.
+        signed: int8, which aarch64's kernels need; otherwise uint8, which x86's need.
         symmetric: zero point 0 of int8, or 128 of uint8.
     """
     dtype = np.int8 if signed else np.uint8
@@ -72,9 +72,9 @@ def quantize_weight(
     per_channel: bool = True,
     smallest_scales: NDArray[np.float32] | None = None,
 ) -> IntegerWeight:
-    """Symmetric eight-bit integers, with a scale for every output or one for all.
+    """Symmetric eight-bit integers, with a scale for every output channel or one for all.
 
-    `smallest_scales`, (outputs,), are a floor under the scales.
+    `smallest_scales`, (outputs,), are lower bounds of the scales.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis) if per_channel else None
     scales = (np.maximum(np.abs(weight).max(axis=others), _SMALLEST) / 127).astype(np.float32)

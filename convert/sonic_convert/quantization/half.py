@@ -1,4 +1,4 @@
-"""float16 weights on their way to float32."""
+"""float16 weights of layers that compute in float32."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from sonic_calibration.graphs.layers import Layer, Use
 from sonic_calibration.graphs.stored_graph import StoredGraph, WeightKeeper
 
-#: Parameters of a layer that is not worth nodes of its own.
+#: A layer with at most this many parameters is always cast when the graph is loaded.
 SMALL = 1 << 16
-#: Of all parameters, so many may take four bytes in memory for the sake of speed.
+#: The share of all parameters that may take four bytes in memory for the sake of speed.
 SHARE_AT_LOAD = 0.09
-#: What a convolution gains at a position, in gains of a product (docs/benchmarks.md).
+#: What a convolution gains at each position, relative to a matrix product (docs/benchmarks.md).
 _CONVOLUTION_GAIN = 4
 
 
 class HalfWeights:
-    """The float16 layers of a graph that is written.
+    """The float16 layers of a graph that is being written.
 
-    A constant is widened once, when the graph is loaded; a weight that is no constant, whenever its layer
-    runs. Constants are faster, as ONNX Runtime packs the matrices of products in advance and has blocked
-    kernels for convolutions, but take four bytes. A layer gains in every position that it is applied to, so
-    that those with the most positions are constants.
+    A constant weight is cast to float32 once, when the graph is loaded; one that is not constant, whenever
+    its layer runs. Constants are faster, as ONNX Runtime packs the matrices of products in advance and has
+    blocked kernels for convolutions, but take four bytes. A layer gains at every position that it is applied
+    to, so the layers with the most positions have constant weights.
 
     Args:
         graph: the graph with full precision.
         writer: takes the weights.
-        layers: those whose weights are float16 and whose arithmetic is not.
-        sizes: of the graph's dynamic axes in some call, from which the positions are counted.
+        layers: those with float16 weights and float32 arithmetic.
+        sizes: of the graph's dynamic axes in a typical call, from which the positions are counted.
 
     Attributes:
-        late: names of the layers that are widened when they run.
+        cast_in_calls: names of the layers whose weights are cast whenever they run.
     """
 
     def __init__(
@@ -47,28 +47,28 @@ class HalfWeights:
         self._results: dict[str, list[int | None]] = {}
         layers = [layer for layer in layers if layer.parameters > SMALL]
         left = SHARE_AT_LOAD * sum(layer.parameters for layer in layers)
-        self.late: set[str] = set()
+        self.cast_in_calls: set[str] = set()
         self._shapes = tensor_shapes(graph, sizes) if layers else {}
         for layer in sorted(layers, key=self._gain, reverse=True):
             if layer.parameters <= left:
                 left -= layer.parameters
             else:
-                self.late.add(layer.name)
+                self.cast_in_calls.add(layer.name)
 
     def _gain(self, layer: Layer) -> int:
-        """What a constant weight gains, for each of its parameters."""
+        """The time that a constant weight saves, for each of its parameters."""
         outputs = sum(math.prod(self._shapes.get(use.output, (0,))) for use in layer.uses)
         positions = outputs // layer.shape[layer.output_axis]
         return positions * (_CONVOLUTION_GAIN if layer.operator == "Conv" else 1)
 
-    def widen(self, layer: Layer, use: Use, half: str, widened: str) -> list[onnx.NodeProto]:
-        """Nodes that make the weight of one use of a layer.
+    def cast(self, layer: Layer, use: Use, half: str, single: str) -> list[onnx.NodeProto]:
+        """Nodes that cast the weight for one use of a layer.
 
         Args:
-            half, widened: the tensors.
+            half, single: names of the float16 and the float32 tensor.
         """
-        if layer.name not in self.late:
-            return [_cast(half, widened, f"{use.node}/Cast")]
+        if layer.name not in self.cast_in_calls:
+            return [_cast(half, single, f"{use.node}/Cast")]
         self._inputs[half] = layer.shape
         if rank := len(self._shapes.get(use.output, ())):
             axes: list[int | None] = [None] * rank
@@ -76,8 +76,8 @@ class HalfWeights:
             self._results[use.output] = axes
         shape = self._writer.add(f"{layer.weight}.shape", np.array(layer.shape, np.int64))
         zero = self._writer.add("zero", np.zeros(1, np.int64))
-        # A cast of nothing but a weight would run long before its layer: here the weight's shape is told by
-        # way of the layer's activation, for whose computation it then waits.
+        # A cast that depends on nothing but the weight would run long before its layer: here the weight's
+        # shape is derived from the layer's activation, so that the cast waits for the activation.
         name = f"{use.node}/widen"
         sizes, none, shaped = f"{name}/sizes", f"{name}/none", f"{name}/half"
         return [
@@ -85,14 +85,15 @@ class HalfWeights:
             helper.make_node("Slice", [sizes, zero, zero], [none], f"{name}/Slice"),
             helper.make_node("Concat", [none, shape], [f"{name}/shape"], f"{name}/Concat", axis=0),
             helper.make_node("Reshape", [half, f"{name}/shape"], [shaped], f"{name}/Reshape"),
-            _cast(shaped, widened, f"{name}/Cast"),
+            _cast(shaped, single, f"{name}/Cast"),
         ]
 
     def declare(self, model: onnx.ModelProto) -> None:
-        """Make inputs with default values of the weights that are no constants; tell their results' channels.
+        """Make inputs with default values of the weights that are not constant, and declare the channels of
+        their layers' results.
 
-        Engines fuse what follows a layer only where they know them. They are not told the weights' own
-        shapes: ONNX Runtime would keep a widened weight's memory for the next one of the same shape.
+        Engines fuse what follows a layer only where they know its channels. The shapes of the cast weights
+        are not declared: ONNX Runtime would keep a weight's memory for the next one of the same shape.
         """
         half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
         inputs = self._inputs.items()
@@ -105,9 +106,9 @@ class HalfWeights:
 
 
 def tensor_shapes(graph: StoredGraph, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a graph's tensors for sizes of its dynamic axes, where they can be inferred.
+    """The shapes of a graph's tensors for given sizes of its dynamic axes, where they can be inferred.
 
-    Weights beside the graph are not read.
+    External weights are not read.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -131,5 +132,5 @@ def tensor_shapes(graph: StoredGraph, sizes: Mapping[str, int]) -> dict[str, tup
     return {name: tuple(shape) for name, shape in dimensions.items() if all(shape)}
 
 
-def _cast(half: str, widened: str, name: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [half], [widened], name, to=onnx.TensorProto.FLOAT)
+def _cast(half: str, single: str, name: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [half], [single], name, to=onnx.TensorProto.FLOAT)

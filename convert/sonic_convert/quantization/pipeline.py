@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle of any precision in one call."""
+"""Converts a checkpoint to a bundle of any precision in one call."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sonic_convert.conversion import convert
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
 from sonic_convert.quantization.search import Budget, search
 
-_JUDGED = 2  # examples that a budget is measured on
+_BUDGET_EXAMPLES = 2  # how many examples a budget is measured on
 
 
 @dataclass(frozen=True)
 class ReducedPrecision:
-    """How a bundle becomes smaller.
+    """How a bundle is reduced to a smaller precision.
 
     Attributes:
         quantization: precisions, and how ranges become integers.
         recording: how much of the examples is recorded.
         examples: a folder of portraits and speech; the built-in ones by default.
-        calibration: a file to use in place of collecting one.
-        budget: what rounding may cost; None keeps the plan as it is.
+        calibration: a calibration file to use; None collects a calibration from the examples.
+        budget: what quantization may cost; None keeps the plan as it is.
     """
 
     quantization: QuantizationOptions
@@ -51,8 +51,8 @@ def reduce_bundle(
         source: the full-precision bundle.
         target: the bundle to write.
         options: how.
-        work: recordings, the calibration and finished graphs; TARGET.work by default. An interrupted call
-            goes on there.
+        work: folder of recordings, the calibration and finished graphs, from which an interrupted call
+            resumes; TARGET.work by default.
         progress: shows the stages.
 
     Raises:
@@ -83,8 +83,8 @@ def reduce_bundle(
             )
             if options.budget is not None:
                 quantization = search(
-                    source, quantization, calibration, recordings, options.budget, examples[:_JUDGED],
-                    work / "search", options.recording.clip, progress=progress,
+                    source, quantization, calibration, recordings, options.budget,
+                    examples[:_BUDGET_EXAMPLES], work / "search", options.recording.clip, progress=progress,
                 ).options  # fmt: skip
     return quantize_bundle(source, target, quantization, calibration, work / "graphs", progress)
 

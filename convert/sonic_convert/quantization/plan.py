@@ -16,18 +16,18 @@ from pathlib import Path
 from sonic.errors import InputError
 from sonic_convert.export.submodels import SUBMODELS
 
-#: What a layer can be: float32; its weights in float16 or in eight bits, widened when it runs; computed in
-#: float16; or with eight-bit weights and activations.
+#: What a layer can be: float32; with weights stored in float16 or in eight bits but computed in float32;
+#: computed in float16; or with eight-bit weights and activations.
 LAYER_PRECISIONS = ("fp32", "fp16", "weights8", "fp16-native", "int8")
 PRESETS = ("fp32", "fp16", "fp16-native", "int8", "int8-max")
-_CALIBRATED = ("fp16-native", "int8")
+_CALIBRATED = ("fp16-native", "int8")  # those that need the activations' ranges
 
 Rule = tuple[str, str]  # a pattern of layer names, and the precision of those that match
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """For every submodel its rules; the first that matches a layer counts, fp32 where none does.
+    """Rules for every submodel; the first that matches a layer counts, and a layer without one is fp32.
 
     Attributes:
         name: of the preset or the file.
@@ -51,17 +51,17 @@ class PrecisionPlan:
         return PrecisionPlan(self.name, rules)
 
     def main_precision(self, submodel: str) -> str:
-        """What most layers of a submodel get: that of its last rule."""
+        """The precision of most layers of a submodel: that of its last rule."""
         rules = self.rules.get(submodel, ())
         return rules[-1][1] if rules else "fp32"
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """The submodels of which some layers need a calibration."""
+        """The submodels with layers that need a calibration."""
         return tuple(submodel for submodel in self.rules if self.quantizes(submodel))
 
     def quantizes(self, submodel: str) -> bool:
-        """Whether any layer rounds its activations, whose ranges have to be known."""
+        """Whether any layer quantizes its activations, whose ranges have to be known."""
         return any(precision in _CALIBRATED for _, precision in self.rules.get(submodel, ()))
 
 
@@ -69,8 +69,9 @@ def preset(name: str) -> PrecisionPlan:
     """One of `PRESETS`: the policies of the submodels' table.
 
     "fp16" stores weights in float16 and computes in float32; "fp16-native" computes in float16 too, which
-    pays on processors that can. "int8" has eight-bit arithmetic where the time goes and eight-bit weights
-    elsewhere; "int8-max" begins with eight-bit arithmetic in every layer and is to be searched with a budget.
+    pays on processors with float16 arithmetic. "int8" has eight-bit arithmetic where most time is spent and
+    eight-bit weights elsewhere; "int8-max" starts from eight-bit arithmetic in every layer, to be
+    searched with a budget.
 
     Raises:
         InputError: there is no such preset.

@@ -1,7 +1,7 @@
-"""What engines ask of a quantized graph, and a check that it has it.
+"""What engines require of a quantized graph, and a check that a graph fulfils it.
 
 Graphs of the profile "onnxruntime" run in ONNX Runtime and in OpenVINO. "tensorrt" and "timvx" are only
-checked against the rules here; nothing was executed on a GPU or an NPU.
+checked against the rules here; nothing was run on a GPU or an NPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rule = Callable[[StoredGraph, Topology], str | None]
 
 
 def weights_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
-    """All weights are int8 around zero."""
+    """All weights are symmetric int8."""
     for node, weight in _weights(graph):
         if graph.initializers[weight].data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.INT32):
             return f"the weight '{weight}' is no int8"
@@ -32,11 +32,11 @@ def weights_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
 
 
 def activations_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
-    """All activations are int8 around zero, with one scale."""
+    """All activations are symmetric int8, with one scale."""
     for node in graph.model.graph.node:
         if node.op_type == "QuantizeLinear":
             if graph.initializers[node.input[2]].data_type != onnx.TensorProto.INT8:
-                return f"'{node.input[0]}' is not rounded to int8"
+                return f"'{node.input[0]}' is not quantized to int8"
             if np.any(graph.load(node.input[2])):
                 return f"'{node.input[0]}' has a zero point"
             if graph.shape(node.input[1]):
@@ -45,7 +45,7 @@ def activations_are_symmetric(graph: StoredGraph, topology: Topology) -> str | N
 
 
 def weights_have_one_scale(graph: StoredGraph, topology: Topology) -> str | None:
-    """All weights have one scale, not one for each output."""
+    """All weights have one scale, not one for each output channel."""
     for node, weight in _weights(graph):
         if graph.initializers[weight].data_type == onnx.TensorProto.INT8 and graph.shape(node.input[1]):
             return f"the weight '{weight}' has several scales"
@@ -63,7 +63,7 @@ def scales_are_positive(graph: StoredGraph, topology: Topology) -> str | None:
 
 
 def integers_come_in_pairs(graph: StoredGraph, topology: Topology) -> str | None:
-    """Every rounded tensor is widened again before anything else reads it."""
+    """Every quantized tensor is dequantized before anything else reads it."""
     for node in graph.model.graph.node:
         if node.op_type == "QuantizeLinear":
             for reader in topology.consumers[node.output[0]]:
@@ -85,11 +85,11 @@ _COMMON: tuple[Rule, ...] = (weights_are_symmetric, scales_are_positive, integer
 
 @dataclass(frozen=True)
 class Profile:
-    """An engine's wishes.
+    """An engine's requirements.
 
     Attributes:
         rules: each returns what is wrong, or None.
-        options: of `QdqOptions`, that lead there.
+        options: fields of `QdqOptions` with which graphs fulfil them.
     """
 
     rules: tuple[Rule, ...]
@@ -111,10 +111,10 @@ PROFILES = {
 
 
 def check_profile(path: Path, profile: str) -> None:
-    """Hold a graph against a profile's rules.
+    """Check a graph against a profile's rules.
 
     Raises:
-        InputError: a rule is broken; it is named.
+        InputError: a rule is broken; the message names it.
     """
     graph = StoredGraph.open(path)
     topology = Topology(graph)

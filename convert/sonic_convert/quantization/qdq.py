@@ -1,8 +1,8 @@
 """Writes a graph whose layers have smaller weights, or eight-bit arithmetic.
 
-Integers are told with QuantizeLinear and DequantizeLinear around the layers (QDQ), the form that ONNX
-Runtime, OpenVINO and TensorRT turn into their integer kernels. Products keep their results in float32;
-convolutions round theirs too, or no engine would take its integer kernel.
+Integers are expressed by QuantizeLinear and DequantizeLinear around the layers (QDQ), the form that ONNX
+Runtime, OpenVINO and TensorRT turn into their integer kernels. Matrix products keep their outputs in float32;
+convolutions quantize theirs too, without which no engine would use its integer kernel.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class QdqOptions:
     """How ranges become integers.
 
     Attributes:
-        isa: "x86" has uint8 activations, "aarch64" int8, as the kernels there want them.
+        isa: "x86" has uint8 activations, "aarch64" int8, which the kernels there need.
         method: one of `sonic_calibration.ranges.statistics.METHODS`.
         smooth: search SmoothQuant's strength for every group of linear layers.
-        correct_bias: put the mean error of rounded weights into the biases.
+        correct_bias: correct the biases for the mean error of quantized weights.
         symmetric: activations with zero point 0 (128 of uint8).
-        per_channel: a scale for every output of a weight.
+        per_channel: a scale for every output channel of a weight.
 
     Raises:
-        InputError: an option that does not exist.
+        InputError: an option has an unknown value.
     """
 
     isa: str = "x86"
@@ -71,8 +71,8 @@ class QdqOptions:
 
 DEFAULTS = QdqOptions()
 _HALF_LIMIT = float(np.finfo(np.float16).max)
-_BIAS_LIMIT = 2.0**30  # of an int32, with as much left for the sum of the products
-_MARGIN = 4  # other clips may have larger values than those of the calibration
+_BIAS_LIMIT = 2.0**30  # half of int32's range; the other half is for the sum of the products
+_MARGIN = 4  # other clips may have larger values than the calibration's
 
 
 def quantize_graph(
@@ -87,15 +87,15 @@ def quantize_graph(
 
     Args:
         source: the full-precision graph.
-        target: the graph to write; large weights go beside it where they did in the source.
+        target: the graph to write; its weights are external where the source's are.
         precisions: of the layers, by name; fp32 for those that are left out.
         statistics: of the tensors of layers with "int8".
         options: how.
-        sizes: of the graph's dynamic axes in some call, from which the layers are told that gain most from
-            float16 weights that are widened when the graph is loaded.
+        sizes: of the graph's dynamic axes in a typical call, which determine the layers whose float16 weights
+            are cast when the graph is loaded.
 
     Returns:
-        Facts: layers and parameters by precision, and how many groups were smoothed.
+        Facts for the manifest: layers and parameters by precision, and how many groups were smoothed.
 
     Raises:
         InputError: a tensor's statistics are missing.
@@ -115,7 +115,7 @@ def open_quantized(
     statistics: Mapping[str, TensorStatistics],
     options: QdqOptions = DEFAULTS,
 ) -> onnxruntime.InferenceSession:
-    """The graph of `quantize_graph` as a session, with nothing written: only new weights are in memory."""
+    """The graph of `quantize_graph` as a session, without writing it: only new weights are in memory."""
     model = _Rewriter(graph, WeightKeeper(), precisions, statistics, options, {}).model()
     return open_with_external_weights(model, graph.path.parent)
 
@@ -136,7 +136,7 @@ class _Rewriter:
         self._statistics, self._options = statistics, options
         self._topology = Topology(graph)
         layers = find_layers(graph)
-        self._precision = {layer.name: self._possible(layer, precisions) for layer in layers}
+        self._precision = {layer.name: self._supported_precision(layer, precisions) for layer in layers}
         self._layers = layers
         self._by_node = {use.node: (layer, use) for layer in layers for use in layer.uses}
         self._edits: dict[str, list[tuple[int, np.ndarray]]] = {}
@@ -147,17 +147,17 @@ class _Rewriter:
         self._corrections: dict[str, np.ndarray] = {}
         halves = [layer for layer in layers if self._precision[layer.name] == "fp16"]
         self._halves = HalfWeights(graph, writer, halves, sizes)
-        # ONNX Runtime's convolutions of constant weights are faster on a row of pictures, the others slower.
-        late = [use.node for layer in halves if layer.name in self._halves.late for use in layer.uses]
-        self._rows = self._topology.picture_rows(late)
+        # In ONNX Runtime, a row of pictures makes convolutions faster with constant weights only.
+        in_calls = [layer for layer in halves if layer.name in self._halves.cast_in_calls]
+        self._rows = self._topology.picture_rows(use.node for layer in in_calls for use in layer.uses)
         if options.smooth:
             self._smooth([layer for layer in layers if self._precision[layer.name] == "int8"])
 
-    def _possible(self, layer: Layer, precisions: Mapping[str, str]) -> str:
-        """A layer's precision, or the next one where that is not possible.
+    def _supported_precision(self, layer: Layer, precisions: Mapping[str, str]) -> str:
+        """A layer's precision, or the next best one where the layer does not support it.
 
-        Stacks of matrices have no integer kernels, so that only their weights are rounded; float16 has to
-        hold the weights and, where it is computed with, all values that the calibration saw.
+        Stacks of matrices have no integer kernels, so that only their weights are quantized. The weights and,
+        where the arithmetic is float16 too, all values in the calibration have to fit into float16.
         """
         precision = precisions.get(layer.name, "fp32")
         if precision == "int8" and layer.stacked:
@@ -171,7 +171,7 @@ class _Rewriter:
         return precision
 
     def facts(self) -> dict[str, Any]:
-        """What was done."""
+        """What was done, for the manifest."""
         counts: dict[str, int] = {}
         parameters: dict[str, int] = {}
         for layer in self._layers:
@@ -181,7 +181,7 @@ class _Rewriter:
         return {"layers": counts, "parameters": parameters, "smoothed_groups": self._smoothed}
 
     def model(self) -> onnx.ModelProto:
-        """The new graph, whose weights are with the writer."""
+        """The new graph; its weights are in the writer."""
         nodes = self._nodes()
         model = replace_graph(self._graph.model, nodes, self._writer.tensors.values())
         self._halves.declare(model)
@@ -212,19 +212,19 @@ class _Rewriter:
     def _layer(self, node: onnx.NodeProto, layer: Layer, use: Use) -> list[onnx.NodeProto]:
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
-        widened = f"{use.node}/weight"
+        dequantized = f"{use.node}/weight"
         precision = self._precision[layer.name]
-        changed.input[1] = widened
+        changed.input[1] = dequantized
         row = self._rows.get(node.name)
         if row is not None:
             changed.input[0], changed.output[0] = row.pictures, row.result
             use = replace(use, activation=row.pictures, output=row.result)
         if precision == "fp16":
-            return [*self._halves.widen(layer, use, self._half(layer.weight), widened), changed]
+            return [*self._halves.cast(layer, use, self._half(layer.weight), dequantized), changed]
         if precision == "fp16-native":
             return self._compute_in_half(changed, layer, use)
         weight = self._weight(layer)
-        nodes = [self._dequantize(f"{layer.weight}.int8", weight.values, weight, widened)]
+        nodes = [self._dequantize(f"{layer.weight}.int8", weight.values, weight, dequantized)]
         if precision == "weights8":
             return [*nodes, changed]
         affine = self._range(use.activation)
@@ -261,13 +261,13 @@ class _Rewriter:
             helper.make_node("Cast", [node.output[0]], [use.output], f"{name}/to_single", to=single),
         ]
 
-    def _quantize_once(self, tensor: str, affine: Affine, made_as: str | None = None) -> list[onnx.NodeProto]:
+    def _quantize_once(self, tensor: str, affine: Affine, source: str | None = None) -> list[onnx.NodeProto]:
         if tensor in self._quantized:
             return []
         self._quantized.add(tensor)
         scale = self._writer.add(f"{tensor}.scale", np.asarray(affine.scale))
         zero = self._writer.add(f"{tensor}.zero_point", affine.zero_point)
-        inputs = [made_as or tensor, scale, zero]
+        inputs = [source or tensor, scale, zero]
         return [
             helper.make_node("QuantizeLinear", inputs, [f"{tensor}.quantized"], f"{tensor}/QuantizeLinear")
         ]
@@ -290,7 +290,7 @@ class _Rewriter:
         return node
 
     def _load(self, name: str) -> np.ndarray:
-        """A constant as it is to be written, with smoothing and corrections."""
+        """A constant with smoothing and corrections, as it is written."""
         array = self._graph.load(name)
         for axis, factors in self._edits.get(name, ()):
             shape = [1] * array.ndim
@@ -303,8 +303,8 @@ class _Rewriter:
     def _weight(self, layer: Layer) -> IntegerWeight:
         """A layer's weight in eight bits.
 
-        The bias counts in steps of the weight's times the activation's scale. Where both are tiny, for an
-        output with hardly a weight, the weight's is enlarged until the bias fits into 32 bits.
+        The bias is in units of the weight's scale times the activation's. Where both are tiny, for an output
+        with tiny weights, the weight's scale is enlarged until the bias fits into 32 bits.
         """
         smallest = None
         if layer.bias is not None and self._precision[layer.name] == "int8":
@@ -359,13 +359,13 @@ class _Rewriter:
                 self._edits.setdefault(layer.weight, []).append((layer.input_axis, found.factors))
 
     def _correct(self, layer: Layer) -> None:
-        """The mean over inputs of what the rounded weights get wrong, into the layer's bias.
+        """Add the mean error that the quantized weights cause to the layer's bias.
 
-        A convolution's borders are taken as its inside, and activations as rounded without bias.
+        A convolution's borders are treated as its interior, and the activations' rounding as unbiased.
         """
         biases = {layer.bias or self._topology.added_bias(use.output) for use in layer.uses}
         bias = biases.pop()
-        # A bias that other layers read, too, can't make up for the errors of all of them.
+        # A bias that other layers read too cannot make up for the errors of all of them.
         if biases or bias is None or len(self._topology.consumers[bias]) != len(layer.uses):
             return
         exact = self._load(layer.weight)

@@ -1,4 +1,4 @@
-"""From a full-precision bundle to one of another precision.
+"""Makes a bundle of another precision from a full-precision one.
 
 options = QuantizationOptions(preset("int8"))
 calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
@@ -45,10 +45,10 @@ class QuantizationOptions:
         plan: the precision of every layer.
         qdq: how ranges become integers; a profile refines it.
         profile: the engine that the graphs are for, one of `PROFILES`.
-        notes: what the manifest is to say beside (a sensitivity's results).
+        notes: further entries for the manifest (results of a search).
 
     Raises:
-        InputError: an unknown profile.
+        InputError: the profile is unknown.
     """
 
     plan: PrecisionPlan
@@ -62,7 +62,7 @@ class QuantizationOptions:
 
     @property
     def refined(self) -> QdqOptions:
-        """The options with what the profile asks for."""
+        """The options with those that the profile requires."""
         return replace(self.qdq, **PROFILES[self.profile].options)
 
 
@@ -81,18 +81,18 @@ def calibrate_bundle(
         bundle: full precision.
         examples: portraits and speech.
         options: how much is recorded.
-        target: the file to write; one that was collected from the same is read instead.
-        submodels: those whose layers are looked at.
-        work: recordings, and what waits on disk meanwhile; an interrupted calibration resumes there.
+        target: the file to write; an existing one is reused if it was collected from the same recordings.
+        submodels: those whose layers are calibrated.
+        work: folder of recordings and intermediate values; an interrupted calibration resumes there.
         progress: shows both stages.
 
     Raises:
-        InputError: the bundle is quantized already, an example cannot be used, or it reaches too little.
+        InputError: the bundle is quantized already, or an example cannot be used or is too short.
         OutputError: a file cannot be written.
     """
     if not submodels:
         raise InputError(
-            "this precision rounds no activations, so there is nothing to calibrate; choose int8 or "
+            "this precision quantizes no activations, so there is nothing to calibrate; choose int8 or "
             "fp16-native"
         )
     opened = open_bundle(bundle, check_digests=False)
@@ -126,19 +126,19 @@ def quantize_bundle(
     Args:
         source: the full-precision bundle.
         target: the bundle to write; replaced when all is done.
-        options: what it should be.
-        calibration: of the source; needed where the plan has eight-bit activations.
+        options: what the bundle should be.
+        calibration: of the source; needed where the plan quantizes activations.
         work: folder of finished graphs, so that an interrupted call resumes; TARGET.work by default.
         progress: shows the submodels.
-        verifiable: carry the source's golden vectors, and measure what this precision makes of them;
-            a bundle that is thrown away needs none.
+        verifiable: copy the source's golden vectors, and measure this precision's difference from them;
+            a temporary bundle needs none.
 
     Returns:
         The new manifest.
 
     Raises:
         InputError: the source is quantized already, the calibration is missing or of another bundle, or a
-            submodel's values are not finite in this precision.
+            submodel's outputs are not finite in this precision.
         OutputError: the bundle cannot be written.
     """
     progress = progress or NoProgress()
@@ -148,15 +148,15 @@ def quantize_bundle(
     if target.resolve() == source.resolve():
         raise InputError(f"{target} is the bundle to quantize; choose another name, so that nothing is lost")
     known = {} if calibration is None else calibration.tensors
-    wanting = [name for name in options.plan.quantized if name not in known]
-    if wanting:
+    missing = [name for name in options.plan.quantized if name not in known]
+    if missing:
         raise InputError(
-            f"the precision {options.plan.name!r} rounds activations of '{wanting[0]}', of which the "
+            f"the precision {options.plan.name!r} rounds activations of '{missing[0]}', of which the "
             "calibration says nothing; make one with 'sonic-convert calibrate'"
         )
     if calibration is not None:
         calibration.check_fits(opened.manifest, "the calibration")
-    seen = None if calibration is None else calibration.digest
+    calibration_digest = None if calibration is None else calibration.digest
     work = work or target.with_name(f"{target.name}.work")
     infos: dict[str, SubmodelInfo] = {}
     facts: dict[str, Any] = {}
@@ -164,7 +164,12 @@ def quantize_bundle(
         with progress.stage("quantizing", len(SUBMODELS)) as advance:
             for submodel in SUBMODELS:
                 graph, infos[submodel.name], facts[submodel.name] = _quantize_submodel(
-                    opened, submodel, options, known.get(submodel.name, {}), seen, work / submodel.name
+                    opened,
+                    submodel,
+                    options,
+                    known.get(submodel.name, {}),
+                    calibration_digest,
+                    work / submodel.name,
                 )
                 files = copy_graph(graph, partial / submodel.name, partial)
                 infos[submodel.name] = replace(infos[submodel.name], files=files)
@@ -175,7 +180,7 @@ def quantize_bundle(
             "rules": {name: [list(rule) for rule in rules] for name, rules in options.plan.rules.items()},
             "profile": options.profile,
             "options": asdict(options.refined),
-            "calibration": seen,
+            "calibration": calibration_digest,
             "layers": facts,
             **options.notes,
         }
@@ -199,12 +204,12 @@ def _quantize_submodel(
     submodel: Submodel,
     options: QuantizationOptions,
     statistics: Mapping[str, TensorStatistics],
-    seen: str | None,
+    calibration_digest: str | None,
     work: Path,
 ) -> tuple[Path, SubmodelInfo, dict[str, Any]]:
-    """A submodel's graph in its new precision, its description and what was done.
+    """A submodel's graph in its new precision, its entry for the manifest, and facts about its layers.
 
-    `statistics` are those of its tensors, `seen` is the calibration's digest.
+    `statistics` are those of its tensors.
     """
     name, source = submodel.name, bundle.graph_path(submodel.name)
     info = bundle.manifest.submodels[name]
@@ -214,7 +219,7 @@ def _quantize_submodel(
         return source, info, {}
     key = [
         graph_digest(bundle.manifest, name), json.dumps(precisions), json.dumps(asdict(options.refined)),
-        options.profile, (seen or "") if options.plan.quantizes(name) else "",
+        options.profile, (calibration_digest or "") if options.plan.quantizes(name) else "",
         onnx.__version__, onnxruntime.__version__,
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Sensitivities for people: a table and a plot."""
+"""Writes sensitivities for people to read: a table and a plot."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def write_sensitivity(folder: Path, found: Sequence[Sensitivity]) -> list[Path]:
     """Write ``sensitivity.json``, ``sensitivity.md`` and, where matplotlib is installed, ``sensitivity.png``.
 
     Returns:
-        What was written.
+        The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(found, key=lambda one: -one.error)
     lines = [
         "# Sensitivity",
         "",
-        "The relative change of a submodel's results (where it denoises: of the denoised latent) when only",
-        "this unit is rounded.",
+        "The relative change of a submodel's outputs (where it denoises: of the denoised latent) when only",
+        "this unit is quantized.",
         "",
         "| submodel | unit | layers | parameters | error |",
         "|---|---|---|---|---|",
@@ -58,7 +58,7 @@ def _plot(path: Path, rows: Sequence[Sensitivity]) -> None:
     axes.set_yticks(range(len(shown)), [one.unit for one in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("relative change of the results when only this unit is rounded")
+    axes.set_xlabel("relative change of the outputs when only this unit is quantized")
     axes.set_title(f"the {len(shown)} most sensitive of {len(rows)} units", fontsize=9)
     axes.legend(frameon=False, loc="lower right")
     replace_file(path, lambda partial: figure.savefig(partial, dpi=120, bbox_inches="tight", format="png"))

@@ -1,4 +1,4 @@
-"""Which layers stay in float32, so that a budget is kept.
+"""Searches which layers to leave in float32, so that a budget is kept.
 
 budget = parse_budget("psnr=35")
 found = search(source, options, calibration, recordings, budget, examples, work)
@@ -29,7 +29,7 @@ from sonic_convert.quantization.sensitivity import Sensitivity, measure_sensitiv
 
 @dataclass(frozen=True)
 class Budget:
-    """What rounding may cost: a video of at least `psnr_db`, or a share of layers that stay in float32."""
+    """What quantization may cost: a PSNR of at least `psnr_db`, or the share of layers left in float32."""
 
     psnr_db: float | None = None
     layer_share: float | None = None
@@ -51,7 +51,7 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The options with exceptions in their plan, and every unit's sensitivity, the largest first."""
+    """The options with exceptions in their plan, and the sensitivities of all units, the largest first."""
 
     options: QuantizationOptions
     sensitivities: tuple[Sensitivity, ...]
@@ -71,22 +71,22 @@ def search(
 ) -> SearchResult:
     """Leave the most sensitive units in float32 until the budget is kept.
 
-    With a share of layers those are chosen by their sensitivity alone; with a PSNR, bundles are made and
-    clips generated: with no exception first, then with twice as many each time, then between.
+    With a share of layers, they are chosen by their sensitivity alone. With a PSNR, trial bundles are made
+    and clips generated: first without exceptions, then with twice as many each time, then by bisection.
 
     Args:
         source: the full-precision bundle.
         options: what the bundle should be.
         calibration, recordings: of the source.
-        budget: what rounding may cost.
-        examples: clips that a PSNR is measured on; its worst counts.
-        work: folder for what an interrupted search goes on with.
+        budget: what quantization may cost.
+        examples: clips that a PSNR is measured on; the worst clip counts.
+        work: folder from which an interrupted search resumes.
         settings: of these clips.
         unit: "layer" or "block".
         progress: shows what runs.
 
     Raises:
-        InputError: the PSNR is not reached with every unit in float32 either.
+        InputError: the PSNR is not reached even with every unit in float32.
     """
     progress = progress or NoProgress()
     opened = open_bundle(source, check_digests=False)
@@ -136,7 +136,7 @@ def search(
 
 
 def _units_of(found: Sequence[Sensitivity], layers: int) -> int:
-    """How many of the first units have at most so many layers."""
+    """How many of the first units have at most `layers` layers together."""
     total = 0
     for count, one in enumerate(found):
         total += len(one.layers)
@@ -146,7 +146,7 @@ def _units_of(found: Sequence[Sensitivity], layers: int) -> int:
 
 
 def _fewest(most: int, keeps: Callable[[int], bool]) -> int | None:
-    """The smallest count that keeps the budget, by doubling and halving; None if none does."""
+    """The smallest count that keeps the budget, by doubling and bisection; None if none does."""
     low, high = -1, 0
     while not keeps(high):
         if high == most:
@@ -172,7 +172,7 @@ def _measure(
     folder: Path,
     progress: Progress,
 ) -> float:
-    """The worst clip's PSNR of a bundle; the next trial finds those graphs that it does not change."""
+    """The worst clip's PSNR with a bundle; graphs that the next trial leaves unchanged are reused."""
     trial = folder / "trial"
     quantize_bundle(source, trial, options, calibration, folder / "graphs", verifiable=False)
     return compare_with(reference, trial, progress).worst_psnr_db

@@ -1,9 +1,9 @@
-"""How much each layer's or block's rounding changes what a submodel makes.
+"""Measures how much quantizing each layer or block changes a submodel's outputs.
 
     found = measure_sensitivity(bundle, "unet", recordings, calibration, plan, unit="layer")
     plan = plan.with_exceptions("unet", found[0].layers, "fp32")
 
-One unit at a time is rounded, all others stay in float32, and recorded calls run again.
+One unit at a time is quantized, all others stay in float32, and recorded calls are run again.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _NUMBERED = ("resnets", "attentions", "layers", "upsamplers", "downsamplers")
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding one unit does.
+    """The effect of quantizing one unit.
 
     Attributes:
-        submodel, unit: whose.
-        layers: of the unit, that are rounded.
-        parameters: in them.
-        error: root mean square of the change of the submodel's results over that of the results
-            themselves; where the calls are denoising steps, of the denoised latent that they lead to.
+        submodel, unit: names.
+        layers: names of the unit's layers that are quantized.
+        parameters: their number.
+        error: root mean square of the change of the submodel's outputs, relative to that of the outputs;
+            where the calls are denoising steps, of the denoised latent that they lead to.
     """
 
     submodel: str
@@ -54,7 +54,7 @@ class Sensitivity:
 
 
 def block_of(layer: str) -> str:
-    """``unet.down_blocks.0.resnets.1`` from the name of one of its layers; others are blocks themselves."""
+    """``unet.down_blocks.0.resnets.1`` from the name of one of its layers; others are their own block."""
     parts = layer.split(".")
     for index, part in enumerate(parts[:-1]):
         if part in _NUMBERED:
@@ -74,12 +74,12 @@ def measure_sensitivity(
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Sensitivity]:
-    """Round one unit after another.
+    """Quantize one unit after another.
 
     Args:
         bundle: full precision.
         submodel: of the bundle.
-        recordings: calls of it; some of them, evenly, are run again.
+        recordings: of its calls; evenly spaced ones are run again.
         calibration: of the bundle.
         plan: layers that it leaves in float32 are not tried.
         options: how ranges become integers.
@@ -92,7 +92,7 @@ def measure_sensitivity(
         The most sensitive first.
 
     Raises:
-        InputError: an unknown unit, or no recorded call.
+        InputError: the unit is unknown, or there is no recorded call.
     """
     if unit not in UNITS:
         raise InputError(f"the unit is {unit!r}, but should be one of {', '.join(UNITS)}")
@@ -136,10 +136,10 @@ def _error(session: Any, samples: Sequence[Sample], constants: SamplerConstants)
 
 
 def denoising_weight(tags: Mapping[str, Any], constants: SamplerConstants) -> float:
-    """How much a call's result counts in the denoised latent; 1 for calls that denoise nothing.
+    """The weight of a call's result in the denoised latent; 1 for calls that are not denoising steps.
 
-    With v-prediction the denoised latent is ``x / (s^2 + 1) - v s / sqrt(s^2 + 1)`` (Karras et al. 2022,
-    as SVD's scheduler has it), and v is the guided sum of the branches.
+    With v-prediction the denoised latent is ``x / (s^2 + 1) - v s / sqrt(s^2 + 1)`` (Karras et al. 2022, in
+    the form of SVD's scheduler), and v is the guided sum of the branches.
     """
     if "sigma" not in tags:
         return 1.0
@@ -151,7 +151,7 @@ def denoising_weight(tags: Mapping[str, Any], constants: SamplerConstants) -> fl
 
 
 class _Finished:
-    """Errors of finished units in a file."""
+    """Errors of finished units, stored in a file."""
 
     def __init__(self, work: Path | None, submodel: str, digest: str) -> None:
         self._path = None if work is None else work / f"{submodel}.{digest[:16]}.json"

@@ -1,8 +1,8 @@
-"""SmoothQuant: outliers of activations move into the weights that read them.
+"""SmoothQuant: moves outliers of activations into the weights that are multiplied with them.
 
 Of ``x W``, channel j of x is divided by s_j and row j of W multiplied by it, with
 ``s_j = max|x_j|^a / max|W_j|^(1 - a)`` (Xiao et al., "SmoothQuant", ICML 2023, equation 4). The division
-costs nothing, as it goes into the weights that x comes from: a layer norm's gain and offset, or the
+costs nothing, as it is folded into the weights that x comes from: a layer norm's gain and offset, or the
 columns of a linear map. The strength a is searched for every group of layers that read the same x.
 """
 
@@ -20,7 +20,7 @@ from sonic_convert.quantization.arithmetic import Affine, affine, quantize_weigh
 from sonic_convert.quantization.topology import Topology
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-_WORTH = 0.99  # of the error without: less gain than that is left alone
+_WORTHWHILE = 0.99  # of the error without smoothing: a smaller improvement is not worth it
 _LIMITS = (1e-4, 1e4)
 
 RangeOf = Callable[[str], Affine]
@@ -32,8 +32,8 @@ class Group:
 
     Attributes:
         layers: MatMul or Gemm.
-        tensors: that they read.
-        sources: constants and their axes of channels; dividing them divides the tensors.
+        tensors: what they read.
+        sources: constants and their channel axes; dividing the constants divides the tensors.
     """
 
     layers: tuple[Layer, ...]
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """A group's factors s, (channels,), and the strength that they come from."""
+    """A group's factors s, (channels,), and the strength that they result from."""
 
     group: Group
     strength: float
@@ -51,7 +51,7 @@ class Smoothing:
 
 
 def find_groups(topology: Topology, layers: Sequence[Layer]) -> list[Group]:
-    """The groups of linear layers whose inputs can be scaled for nothing."""
+    """The groups of linear layers whose inputs can be scaled at no cost."""
     groups = []
     for members in _components([layer for layer in layers if layer.operator in ("MatMul", "Gemm")]):
         nodes = {use.node for layer in members for use in layer.uses}
@@ -96,7 +96,7 @@ def _components(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def _sources(topology: Topology, tensor: str) -> tuple[set[tuple[str, int]], set[str]] | None:
-    """Constants that scale a tensor's channels, and the nodes on the way to it; None if it has none."""
+    """Constants that scale a tensor's channels, and the nodes on the way to it; None if there are none."""
     node = topology.producers.get(tensor)
     if node is None:
         return None
@@ -134,13 +134,13 @@ def smooth(
 ) -> Smoothing | None:
     """Search the strength for a group; None where no strength helps.
 
-    The error is that of the layers' outputs for recorded vectors, with weights and activations rounded.
+    The error is that of the layers' outputs for recorded vectors, with weights and activations quantized.
 
     Args:
         group: of `find_groups`.
         statistics: of its tensors.
-        load: reads a weight, with the factors of other groups already in it.
-        range_of: the integers of a tensor without smoothing.
+        load: reads a weight, with the factors of other groups already applied.
+        range_of: scale and zero point of a tensor without smoothing.
         signed, symmetric, per_channel: as in `sonic_convert.quantization.arithmetic`.
     """
     seen = [statistics[tensor] for tensor in group.tensors]
@@ -167,7 +167,7 @@ def smooth(
     least, best = error(plain, ones), None
     largest = np.maximum(np.maximum(-low, high), 1e-8)
     reach = np.maximum(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0), 1e-8)
-    limit = _WORTH * least
+    limit = _WORTHWHILE * least
     for strength in STRENGTHS:
         factors = np.clip(largest**strength / reach ** (1 - strength), *_LIMITS).astype(np.float32)
         ends = min(float((low / factors).min()), 0.0), max(float((high / factors).max()), 0.0)
@@ -179,5 +179,5 @@ def smooth(
 
 
 def _matrix(layer: Layer, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(inputs, outputs)."""
+    """A layer's weight as (inputs, outputs)."""
     return weight if layer.input_axis == 0 else weight.T

@@ -1,4 +1,4 @@
-"""Who makes and who reads the tensors of a graph."""
+"""Which nodes produce and which read the tensors of a graph."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sonic_calibration.graphs.stored_graph import StoredGraph
 
 @dataclass(frozen=True)
 class PictureRow:
-    """A convolution of pictures that were laid side by side (`convolve_frames`).
+    """A convolution of pictures that are laid side by side (`convolve_frames`).
 
     Attributes:
-        pictures, result: the tensors of single pictures before and after.
-        nodes: names of the nodes that put them into a row and take them apart.
+        pictures, result: the tensors of separate pictures before and after.
+        nodes: names of the nodes that put the pictures in a row and take them apart again.
     """
 
     pictures: str
@@ -29,9 +29,9 @@ class Topology:
     """Lookups in a graph.
 
     Attributes:
-        producers: the node that makes a tensor, by tensor.
+        producers: the node that produces a tensor, by the tensor's name.
         consumers: the nodes that read a tensor or a weight, by its name.
-        outputs: names of the graph's results.
+        outputs: names of the graph's outputs.
     """
 
     def __init__(self, graph: StoredGraph) -> None:
@@ -45,16 +45,16 @@ class Topology:
                 self.consumers[name].append(node)
 
     def only_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """The one node that reads a tensor; None where there are more, or it is a result."""
+        """The only node that reads a tensor; None where there are more or none, or it is a graph output."""
         readers = self.consumers[tensor]
         return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
     def is_vector(self, name: str) -> bool:
-        """Whether it is a constant with one axis."""
+        """Whether a name is that of a constant with one axis."""
         return name in self.graph.initializers and len(self.graph.shape(name)) == 1
 
     def added_bias(self, output: str) -> str | None:
-        """The constant vector that is added to a tensor right away, or None."""
+        """The constant vector that the only reader of a tensor adds to it, or None."""
         reader = self.only_reader(output)
         if reader is None or reader.op_type != "Add":
             return None
@@ -62,7 +62,7 @@ class Topology:
         return vectors[0] if vectors else None
 
     def picture_rows(self, names: Iterable[str]) -> dict[str, PictureRow]:
-        """The convolutions of pictures in a row among the nodes of some names, by name."""
+        """The convolutions of pictures in a row among the nodes with these names, by name."""
         wanted = set(names)
         rows = {
             node.name: self._picture_row(node)
@@ -72,7 +72,7 @@ class Topology:
         return {name: row for name, row in rows.items() if row is not None}
 
     def _picture_row(self, node: onnx.NodeProto) -> PictureRow | None:
-        """What lays pictures side by side around a convolution, or None."""
+        """The picture row around a convolution, or None."""
         names: set[str] = set()
         pictures, result = node.input[0], node.output[0]
         for operator in ("Reshape", "Transpose", "Pad", "Reshape"):
