@@ -3,7 +3,7 @@
     build_bridge(Path("libsonic_acl.so"), sysroot.compiler)     # for an ARM machine
     build_bridge(Path("libsonic_acl.so"))                       # on one
 
-The library registers `sonic.acl.convolution2d` and its like with TVM-FFI when it is loaded.
+When it is loaded, the library registers functions such as `sonic.acl.convolution2d` with TVM-FFI.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from sonic.errors import InputError, OutputError
 
 _SOURCES = Path(__file__).parent / "bridge"
-# Sums of integers become real values where they are.
+# Integer accumulators are converted to float in place, which strict aliasing would not allow.
 _FLAGS = ("-std=c++17", "-O3", "-fno-strict-aliasing", "-fPIC", "-shared", "-fvisibility=hidden", "-s")
 _ACL_PACKAGE = "the Arm Compute Library 24.11 or newer (Debian's libarm-compute-dev)"
 
@@ -34,7 +34,7 @@ def build_bridge(output: Path, compiler: Sequence[str] = ("g++",)) -> Path:
         `output`.
 
     Raises:
-        InputError: the compiler, the Arm Compute Library or TVM-FFI is missing or does not fit.
+        InputError: the compiler, the Arm Compute Library or TVM-FFI is missing or unsuitable.
         OutputError: `output` cannot be written.
     """
     headers = _ffi_headers()
@@ -58,7 +58,7 @@ def build_bridge(output: Path, compiler: Sequence[str] = ("g++",)) -> Path:
 
 
 def _ffi_headers() -> Path:
-    # Not imported: its compiled part is of no use here and takes a while.
+    # Not imported: that loads its compiled part, which is not needed here and takes a while.
     spec = importlib.util.find_spec("tvm_ffi")
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
@@ -83,10 +83,10 @@ def _compile(folder: Path, compiler: Sequence[str], headers: Path) -> Path:
 
 
 def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler's command; its end and what it says are the caller's to judge.
+    """Run a compiler; the caller has to check the exit code and the output.
 
     Raises:
-        InputError: there is no such program.
+        InputError: the command cannot be run.
     """
     try:
         return subprocess.run(command, capture_output=True, text=True)
@@ -97,7 +97,7 @@ def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _run(compiler: Sequence[str], arguments: Sequence[str]) -> str:
-    """The compiler's standard output."""
+    """Run the compiler; returns its standard output."""
     done = run_compiler([*compiler, *arguments])
     if done.returncode == 0:
         return done.stdout
@@ -105,7 +105,7 @@ def _run(compiler: Sequence[str], arguments: Sequence[str]) -> str:
         raise InputError(
             f"the compiler {compiler[0]} does not find {_ACL_PACKAGE}; install it for the target"
         )
-    told = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
     raise InputError(
-        f"the compiler {compiler[0]} fails: {told[0].strip() if told else 'it does not say why'}"
+        f"the compiler {compiler[0]} fails: {lines[0].strip() if lines else 'it does not say why'}"
     )

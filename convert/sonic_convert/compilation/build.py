@@ -1,4 +1,4 @@
-"""From a lowered graph to a shared library for one aarch64 processor."""
+"""Compiles a lowered graph to a shared library for one processor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sonic_convert.compilation.scheduling import schedule_elementwise
 
 
 def build(lowered: Lowered, target: tvm.target.Target) -> Any:
-    """Compile for a processor; the result's `export_library` links it."""
+    """Compile for a processor; the `export_library` method of the result links it."""
     with target, tvm.transform.PassContext(opt_level=3):
         module = relax.transform.DeadCodeElimination()(lowered.module)
         passes = [

@@ -1,4 +1,4 @@
-"""From a bundle of ONNX graphs to one that is compiled for a kind of aarch64 server.
+"""Compiles a bundle of ONNX graphs for a kind of aarch64 server.
 
 compile_bundle(Path("bundles/sonic-base"), Path("bundles/sonic-kunpeng"),
                CompileOptions(find_target("kunpeng920")), compiler)
@@ -32,7 +32,7 @@ from sonic_convert.compilation.targets import Target
 from sonic_convert.export.stages import run_stage
 from sonic_convert.export.submodels import Programs
 
-COMPILER_VERSION = 4  # raise it when what is compiled changes
+COMPILER_VERSION = 4  # raise it when a change of the code changes the programs
 _ALIGNMENT_BYTES = 64
 _LIBRARY, _WEIGHTS = "program.so", "weights.bin"
 
@@ -43,9 +43,9 @@ class CompileOptions:
 
     Attributes:
         target: the servers.
-        pictures: sizes of videos; empty for the bundle's own resolution, square. That of the golden clip,
-            with which a server verifies the bundle, is always among them.
-        use_library: False leaves everything to TVM, to see what the Arm Compute Library is worth.
+        pictures: sizes of videos; empty for the bundle's own resolution, square. The size of the golden clip,
+            with which a server verifies the bundle, is always added.
+        use_library: False leaves everything to TVM, to see what the Arm Compute Library gains.
     """
 
     target: Target
@@ -61,14 +61,14 @@ def compile_bundle(
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Compile a bundle; what is done already is taken from the work folder.
+    """Compile a bundle; finished programs are taken from the work folder.
 
     Args:
         source: a bundle of ONNX graphs.
         target: the bundle to write.
         options: for which servers and sizes.
         compiler: command of a C++ compiler for the target, with the Arm Compute Library's headers.
-        work: TARGET.work by default.
+        work: folder of finished programs; TARGET.work by default.
         progress: shows the programs.
 
     Raises:
@@ -136,7 +136,7 @@ def compile_submodel(
         plan: sizes of its dynamic axes, an entry for every program.
         options: for which servers.
         compiler: links the programs.
-        folder: what is there already is not made again.
+        folder: for the programs; those that are there already are not compiled again.
         advance: called after every program.
 
     Raises:
@@ -160,8 +160,8 @@ def compile_submodel(
             lowered = lower(model, shapes, graph.parent, options.use_library)
             executable = build(lowered, options.target.tvm_target())
             executable.export_library(str(partial / _LIBRARY), fcompile=_linker(compiler))
-            weights = _places(lowered.weights)
-            if is_first:  # all programs of a submodel have the same
+            weights = _weights_layout(lowered.weights)
+            if is_first:  # all programs of a submodel have the same weights
                 _store(partial / _WEIGHTS, weights, lowered.weights)
             return {
                 "inputs": lowered.inputs, "outputs": lowered.outputs, "shapes": shapes,
@@ -169,7 +169,7 @@ def compile_submodel(
                 "library_calls": lowered.library_calls,
             }  # fmt: skip
 
-        gc.collect()  # TVM's objects refer to each other in circles: 17 GB became 11 GB at the published size
+        gc.collect()  # TVM's objects form reference cycles: 17 GB became 11 GB at the published size
         part = folder / f"{index:03d}"
         facts = run_stage(part, [*made_of, json.dumps(shapes, sort_keys=True)], produce).facts
         parts.append((part, facts))
@@ -180,7 +180,7 @@ def compile_submodel(
 def _join(
     folder: Path, info: SubmodelInfo, independent_axis: str, parts: list[tuple[Path, dict[str, Any]]]
 ) -> None:
-    """``program.json`` of all programs of a submodel; their weights are the same."""
+    """Write ``program.json`` for all programs of a submodel, which share their weights."""
     first = parts[0][1]
     weights = [StoredWeight(w["key"], w["dtype"], tuple(w["shape"]), w["offset"]) for w in first["weights"]]
     for part, facts in parts[1:]:
@@ -207,26 +207,26 @@ def _join(
     (folder / PROGRAM).write_text(json.dumps(asdict(program), indent=1) + "\n", encoding="utf-8")
 
 
-def _places(arrays: Mapping[str, np.ndarray]) -> list[StoredWeight]:
-    """Where every array lies in the file of weights."""
-    places, end = [], 0
+def _weights_layout(arrays: Mapping[str, np.ndarray]) -> list[StoredWeight]:
+    """The position of every array in the weights file."""
+    layout, end = [], 0
     for key, array in arrays.items():
         offset = end + -end % _ALIGNMENT_BYTES
-        places.append(StoredWeight(key, array.dtype.name, array.shape, offset))
+        layout.append(StoredWeight(key, array.dtype.name, array.shape, offset))
         end = offset + array.nbytes
-    return places
+    return layout
 
 
-def _store(path: Path, places: Sequence[StoredWeight], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the file of weights."""
+def _store(path: Path, layout: Sequence[StoredWeight], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the weights file."""
     with path.open("wb") as file:
-        for place in places:
-            file.write(b"\0" * (place.offset - file.tell()))
-            file.write(np.ascontiguousarray(arrays[place.key]).data)
+        for weight in layout:
+            file.write(b"\0" * (weight.offset - file.tell()))
+            file.write(np.ascontiguousarray(arrays[weight.key]).data)
 
 
 def _linker(compiler: Sequence[str]) -> Callable[..., None]:
-    """What TVM calls to link object files."""
+    """The function that TVM calls to link object files."""
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: Any) -> None:
         command = [*compiler, "-shared", "-fPIC", "-o", output, *objects, *(options or ())]
@@ -276,7 +276,7 @@ def _write(
 
 
 def copy_program(folder: Path, target: Path, bundle: Path) -> tuple[FileInfo, ...]:
-    """Put what `compile_submodel` made into a folder of a bundle."""
+    """Copy what `compile_submodel` wrote to a folder of a bundle; returns its files, the program first."""
     program = Program.read(folder / PROGRAM)
     names = [PROGRAM, *(specialisation.library for specialisation in program.specialisations)]
     if program.weights:

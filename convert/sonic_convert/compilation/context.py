@@ -1,4 +1,4 @@
-"""What the handlers of operators share: a graph's state while it is lowered, and TVM's own front end."""
+"""What the handlers of operators share: the state of a graph while it is lowered, and TVM's ONNX frontend."""
 
 from __future__ import annotations
 
@@ -15,12 +15,26 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
 from sonic.errors import InputError
 from sonic_convert.compilation.layout import Layout
-from sonic_convert.compilation.values import Emitter, RoundedConstant, Tensor, Value
+from sonic_convert.compilation.values import Emitter, QuantizedConstant, Tensor, Value
 
 
 @dataclass
 class Lowering:
-    """The state of a graph while it is lowered; handlers read and write it."""
+    """The state of a graph while it is lowered; handlers read and change it.
+
+    Attributes:
+        graph, opset: of the model.
+        emit: appends operations to the Relax function.
+        use_library: whether the kernel library may be called.
+        values: constants and computed tensors, by their names in the graph.
+        weights: parameters and arrays of the function's weights, by digest.
+        keys: of the layers whose constants the kernel library keeps, in order.
+        done: outputs of nodes that were lowered together with an earlier node.
+        calls: how often each function of the kernel library is called.
+        consumers: the nodes that read a value, by its name.
+        producers: the node that computes a value, by its name.
+        results: names of the graph's outputs.
+    """
 
     graph: onnx.GraphProto
     opset: int
@@ -47,20 +61,24 @@ class Lowering:
         return self.values[node.input[index]]
 
     def only_consumer(self, name: str, operator: str) -> onnx.NodeProto | None:
-        """The one node that reads a value, if it is an `operator` and the value is no output."""
+        """The only node that reads a value, if it is an `operator` and the value is not a graph output."""
         consumers = self.consumers[name]
         single = len(consumers) == 1 and consumers[0].op_type == operator and name not in self.results
         return consumers[0] if single else None
 
     def array(self, value: Value) -> np.ndarray:
-        """A constant's real numbers."""
+        """A constant's real values."""
         assert not isinstance(value, Tensor)
-        return value.real() if isinstance(value, RoundedConstant) else np.asarray(value)
+        return value.real() if isinstance(value, QuantizedConstant) else np.asarray(value)
 
     def vector_operand(
         self, node: onnx.NodeProto, other: str, shape: Sequence[int], axis: int
     ) -> np.ndarray | None:
-        """The constant operand of a node beside `other`, of that shape, if it varies along `axis` alone."""
+        """The constant operand of a node beside `other`, if it broadcasts to `shape` along `axis` alone.
+
+        Returns:
+            float32 (shape[axis],), or None.
+        """
         value = self.values.get(next((name for name in node.input if name != other), ""))
         if value is None or isinstance(value, Tensor):
             return None
@@ -71,7 +89,7 @@ class Lowering:
         return np.ascontiguousarray(self.array(value).reshape(shape[axis]), np.float32)
 
     def parameter(self, array: np.ndarray) -> Any:
-        """A parameter of the function that holds `array`, once in the weights' file and in no program."""
+        """A parameter of the function for `array`, which is stored in the weights file, not in programs."""
         array = np.ascontiguousarray(array)
         name = _digest(array)
         if name not in self.weights:
@@ -82,8 +100,8 @@ class Lowering:
     def weight(self, array: np.ndarray, *others: np.ndarray) -> tuple[Any, str]:
         """A layer's `parameter`, and its key.
 
-        The kernel library keeps what it makes of a layer's constants, `array` and `others`, under the key; so
-        it is their digest. An address would not do: it can come back for other numbers.
+        The kernel library caches what it prepares from a layer's constants, `array` and `others`, under the
+        key, which is therefore their digest. An address would not do: it can be reused for other constants.
         """
         parameter = self.parameter(array)
         key = _digest(array, *others) if others else parameter.name.removeprefix("weight_")
@@ -93,7 +111,7 @@ class Lowering:
     def library(
         self, name: str, arguments: Sequence[Any], shape: Sequence[int], dtype: str = "float32"
     ) -> Any:
-        """A call of the kernel library, counted."""
+        """Call a function of the kernel library, and count the call."""
         self.calls[name] += 1
         return self.emit.library(name, arguments, shape, dtype)
 
@@ -103,7 +121,7 @@ Handler = Callable[[Lowering, onnx.NodeProto], None]
 
 
 def lower_with_tvm_frontend(state: Lowering, node: onnx.NodeProto) -> None:
-    """Let TVM's ONNX front end lower a node, on tensors stored as the graph sees them."""
+    """Lower a node with TVM's ONNX frontend, on tensors in the graph's own layout."""
     inputs = onnx_input()
     for name in node.input:
         inputs.append(state.emit.plain(state.values[name]).expression if name else None)
@@ -130,7 +148,7 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _digest(*arrays: np.ndarray) -> str:
-    """A name for numbers, the same for the same numbers only."""
+    """A name that only equal arrays share."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype}".encode())

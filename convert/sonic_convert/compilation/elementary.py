@@ -1,6 +1,6 @@
 """Exponential and error function as plain arithmetic, which LLVM turns into vector instructions.
 
-TVM would call the C library's `expf` and `erff` once for every number.
+TVM would call the C library's `expf` and `erff` once for every element.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tvm import tirx
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _LOG2_E = 1.44269504088896341
-_EXP_LIMITS = (-87.3, 88.3)  # beyond, float32 would not be normal any more
+_EXP_LIMITS = (-87.3, 88.3)  # beyond, the result is not a normal float32
 # erf(x) = x P(x^2) / Q(x^2) for |x| <= 4: the rational approximation of Eigen's `generic_fast_erf_float`
 # (MPL 2.0 there; the coefficients are facts), within 5e-7 of the true value.
 _ERF_LIMIT = 4.0
@@ -32,14 +32,14 @@ def number(value: float) -> Any:
     return tirx.const(value, "float32")
 
 
-def same(x: Any) -> Any:
-    """x."""
+def identity(x: Any) -> Any:
+    """x itself."""
     return x
 
 
 def exp_of(x: Any) -> Any:
-    """e^x of a float32 expression, within 2 units in the last place; x is limited to what is normal."""
-    x = limited(x, *_EXP_LIMITS)
+    """e^x of a float32 expression, within 2 units in the last place; x is clamped to normal results."""
+    x = clamp(x, *_EXP_LIMITS)
     whole = tirx.floor(x * number(_LOG2_E) + number(0.5))
     rest = x - whole * number(_LN2_HIGH) - whole * number(_LN2_LOW)
     power = polynomial(rest, _EXP)
@@ -60,30 +60,30 @@ def silu_of(x: Any) -> Any:
 
 def erf_of(x: Any) -> Any:
     """The error function."""
-    x = limited(x, -_ERF_LIMIT, _ERF_LIMIT)
+    x = clamp(x, -_ERF_LIMIT, _ERF_LIMIT)
     square = x * x
     return x * polynomial(square, _ERF_P) / polynomial(square, _ERF_Q)
 
 
-def limited(x: Any, low: float, high: float) -> Any:
-    """x within two limits; unlike TVM's minimum and maximum it hands on what is not a number."""
+def clamp(x: Any, low: float, high: float) -> Any:
+    """x within two limits; unlike TVM's minimum and maximum it propagates NaN."""
     return tirx.Select(x > number(high), number(high), tirx.Select(x < number(low), number(low), x))
 
 
 def polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
-    """Horner's scheme, from the highest power down."""
+    """A polynomial by Horner's scheme, its coefficients from the highest power down."""
     result = number(coefficients[0])
     for coefficient in coefficients[1:]:
         result = result * x + number(coefficient)
     return result
 
 
-def rounded_of(x: Any, scale: float, zero_point: int) -> Any:
-    """The int8 that stands for a real number, halves to the even side, as ONNX's QuantizeLinear."""
+def quantized_of(x: Any, scale: float, zero_point: int) -> Any:
+    """A real value as int8, rounding half to even, as ONNX's QuantizeLinear does."""
     whole = tirx.nearbyint(x / number(scale)) + number(float(zero_point))
     return tirx.max(tirx.min(whole, number(127.0)), number(-128.0)).astype("int8")
 
 
-def real_of(q: Any, scale: float, zero_point: int) -> Any:
-    """The real number that an int8 stands for."""
+def dequantized_of(q: Any, scale: float, zero_point: int) -> Any:
+    """The real value of an int8, as ONNX's DequantizeLinear computes it."""
     return (q.astype("int32") - tirx.const(zero_point, "int32")).astype("float32") * number(scale)

@@ -1,12 +1,12 @@
-"""How a tensor lies in memory: a transposition is a fact to remember, not work to do.
+"""The layout of a tensor in memory: a transpose only changes the layout and moves no data.
 
 Sonic's graphs come from PyTorch, where channels are the second axis, and move them to the end for every
-attention and back. The Arm Compute Library wants them at the end throughout. So each tensor is known by
-its logical shape and by the order in which the logical axes are stored; a Transpose changes the order
-only, and a Reshape too, where the axes that it merges lie next to each other.
+attention and back. The Arm Compute Library needs them at the end throughout. So each tensor has a logical
+shape and an order in which its logical axes are stored; a Transpose changes only the order, and so does a
+Reshape where the axes that it merges are adjacent in memory.
 
     layout = Layout((2, 64, 8, 8), (0, 2, 3, 1))        # a picture, channels last
-    layout.transposed((0, 2, 3, 1)).is_plain            # True: what the graph asks for is there already
+    layout.transposed((0, 2, 3, 1)).is_plain            # True: already in the order that the graph needs
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Layout:
     """A logical shape and the order of its axes in memory.
 
     Attributes:
-        shape: sizes as the graph sees them.
+        shape: sizes of the logical axes, as in the graph.
         order: for every axis in memory, outermost first, the logical axis that it holds.
     """
 
@@ -32,7 +32,7 @@ class Layout:
 
     @classmethod
     def plain(cls, shape: Sequence[int]) -> Layout:
-        """Stored as the graph sees it."""
+        """The layout with the logical axes in their own order in memory."""
         return cls(tuple(shape), tuple(range(len(shape))))
 
     @property
@@ -42,16 +42,16 @@ class Layout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether memory holds the axes in the graph's order; those of size 1 may be anywhere."""
-        return self._long() == sorted(self._long())
+        """Whether memory has the axes in the graph's order; those of size 1 may be anywhere."""
+        return self._axes() == sorted(self._axes())
 
     def stored_axis(self, axis: int) -> int:
-        """Where in memory a logical axis (negative ones count from the end) is."""
+        """The position in memory of a logical axis (negative ones count from the end)."""
         return self.order.index(axis % len(self.shape))
 
     def same_memory(self, order: Sequence[int]) -> bool:
         """Whether storing the axes in `order` would give the same memory."""
-        return self._long() == [axis for axis in order if self.shape[axis] != 1]
+        return self._axes() == [axis for axis in order if self.shape[axis] != 1]
 
     def with_order(self, order: Sequence[int]) -> Layout:
         """The same shape in another order."""
@@ -62,37 +62,40 @@ class Layout:
         return tuple(self.order.index(axis) for axis in order)
 
     def transposed(self, permutation: Sequence[int]) -> Layout:
-        """After a Transpose: logical axis i is what axis ``permutation[i]`` was; memory stays."""
+        """The layout after a Transpose: logical axis i was axis ``permutation[i]``; memory is unchanged."""
         where = {old: new for new, old in enumerate(permutation)}
         shape = tuple(self.shape[axis] for axis in permutation)
         return Layout(shape, tuple(where[axis] for axis in self.order))
 
     def reshaped(self, shape: Sequence[int]) -> Layout | None:
-        """After a Reshape to `shape`, with the same memory; None where memory would have to move."""
+        """The layout after a Reshape to `shape`; None where data would have to move in memory."""
         shape = tuple(shape)
         if self.is_plain:
             return Layout.plain(shape)
         groups = _groups(self.shape, shape)
         first = {old[0]: (old, new) for old, new in groups}
         order: list[int] = []
-        long = self._long()
+        axes = self._axes()
         position = 0
-        while position < len(long):
-            group = first.get(long[position])
-            if group is None or long[position : position + len(group[0])] != group[0]:
+        while position < len(axes):
+            group = first.get(axes[position])
+            if group is None or axes[position : position + len(group[0])] != group[0]:
                 return None
             order += group[1]
             position += len(group[0])
         ones = [axis for axis, size in enumerate(shape) if size == 1]
         return Layout(shape, (*ones, *order))
 
-    def _long(self) -> list[int]:
-        """The logical axes in the order of memory, without those of size 1."""
+    def _axes(self) -> list[int]:
+        """The logical axes in memory order, without those of size 1."""
         return [axis for axis in self.order if self.shape[axis] != 1]
 
 
 def _groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes of both shapes that hold the same elements; axes of size 1 are left out."""
+    """The smallest groups of consecutive axes that have the same elements in both shapes.
+
+    Axes of size 1 are left out.
+    """
     if math.prod(old) != math.prod(new):
         raise ValueError(f"a tensor of shape {old} has not the elements of {new}")
     left = [axis for axis, size in enumerate(old) if size != 1]

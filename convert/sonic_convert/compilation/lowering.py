@@ -1,8 +1,8 @@
-"""From an ONNX graph with fixed shapes to a Relax function for one aarch64 processor.
+"""Lowers an ONNX graph with fixed shapes to a Relax function.
 
 Nodes are lowered one after another. What depends on constants and shapes alone is computed here; Transpose
 and Reshape change layouts (see `layout`); convolutions, linear maps, products and attention are calls of the
-kernel library; normalisations are loops of our own; everything else is left to TVM's own ONNX front end.
+kernel library; normalisations are custom loop nests; everything else is left to TVM's ONNX frontend.
 
     lowered = lower(onnx.load("unet.onnx"), {"sample": (3, 25, 8, 16, 16), ...}, folder)
     lowered.module, lowered.weights
@@ -21,7 +21,7 @@ from tvm import IRModule, relax
 
 from sonic.errors import InputError
 from sonic_calibration.graphs.stored_graph import read_tensor
-from sonic_convert.compilation import operators, rounded_operators, shape_operators
+from sonic_convert.compilation import operators, quantized_operators, shape_operators
 from sonic_convert.compilation.context import Handler, Lowering, attributes_of, lower_with_tvm_frontend
 from sonic_convert.compilation.layout import Layout
 from sonic_convert.compilation.values import Emitter, Tensor
@@ -29,21 +29,21 @@ from sonic_convert.compilation.values import Emitter, Tensor
 Shapes = Mapping[str, Sequence[int]]
 _HANDLERS: dict[str, Handler] = {
     **operators.HANDLERS,
-    **rounded_operators.HANDLERS,
+    **quantized_operators.HANDLERS,
     **shape_operators.HANDLERS,
 }
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A Relax module and what it is called with.
+    """A Relax module, and what it is called with.
 
     Attributes:
         module: its function "main" takes the graph's inputs, then the weights.
         inputs: names of the inputs.
         outputs: names of the outputs.
         weights: arrays by name, in the order of the parameters.
-        keys: what the kernel library calls the layers whose constants it keeps.
+        keys: of the layers whose constants the kernel library keeps.
         library_calls: how often each function of the kernel library is called.
     """
 
@@ -60,8 +60,8 @@ def lower(model: onnx.ModelProto, shapes: Shapes, folder: Path, use_library: boo
 
     Args:
         model: the graph, without its external data.
-        shapes: of every input that has dynamic axes.
-        folder: where its external data is.
+        shapes: of every input with dynamic axes, by name.
+        folder: of its external data.
         use_library: False leaves everything to TVM, for comparison.
 
     Raises:
@@ -85,7 +85,7 @@ def lower(model: onnx.ModelProto, shapes: Shapes, folder: Path, use_library: boo
         names.append(value.name)
         parameters.append(variable)
         state.values[value.name] = Tensor(variable, Layout.plain(shape), dtype)
-    # The weights are known only at the end, so the function is put together by hand.
+    # The weights are known only at the end, so the function is assembled by hand.
     builder.begin_scope(parameters)
     builder._begin_dataflow_block()
     for node in model.graph.node:
@@ -132,7 +132,7 @@ def _shape(node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _evaluate(state: Lowering, node: onnx.NodeProto) -> None:
-    """Compute a node whose inputs are all known."""
+    """Compute a node whose inputs are all constants."""
     names = [name for name in node.input if name]
     graph = onnx.helper.make_graph(
         [node],

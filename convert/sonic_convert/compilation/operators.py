@@ -1,4 +1,4 @@
-"""How each operator is lowered: to the kernel library, to loops of our own, or to a change of layout."""
+"""Lowers arithmetic: to the kernel library, to custom loop nests, or to TVM's operators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tvm import relax
 from sonic_convert.compilation import elementary, tensor_programs
 from sonic_convert.compilation.context import Handler, Lowering, attributes_of, lower_with_tvm_frontend
 from sonic_convert.compilation.layout import CHANNELS_LAST, Layout
-from sonic_convert.compilation.rounded_operators import convolve_rounded, is_exact, multiply_rounded
+from sonic_convert.compilation.quantized_operators import convolve_quantized, fits_kernel, multiply_quantized
 from sonic_convert.compilation.rules import TVM, Convolution, function_of
 from sonic_convert.compilation.shape_operators import as_tensor, new_shape, with_rank
-from sonic_convert.compilation.values import RoundedConstant, Tensor, Value
+from sonic_convert.compilation.values import QuantizedConstant, Tensor, Value
 
 _BINARY = {
     "Add": relax.op.add, "Sub": relax.op.subtract, "Mul": relax.op.multiply, "Div": relax.op.divide,
@@ -44,7 +44,7 @@ def _binary(state: Lowering, node: onnx.NodeProto) -> None:
         state.values[node.output[0]] = Tensor(result, value.layout, value.dtype)
         return
     values = [state.value(node, index) for index in range(len(node.input))]
-    if len(values) > 2:  # of Min and Max: a constant has to meet a tensor
+    if len(values) > 2:  # of Min and Max: a constant has to be combined with a tensor
         values.sort(key=lambda value: not isinstance(value, Tensor))
     result = values[0]
     for other in values[1:]:
@@ -53,7 +53,7 @@ def _binary(state: Lowering, node: onnx.NodeProto) -> None:
 
 
 def combine(state: Lowering, operation: Any, left: Value, right: Value) -> Tensor:
-    """An operation of two values, in the order in memory of the larger one."""
+    """An operation on two values, in the memory order of the larger one."""
     shape = np.broadcast_shapes(left.shape, right.shape)
     values = [with_rank(state, value, len(shape)) for value in (left, right)]
     tensors = [value for value in values if isinstance(value, Tensor)]
@@ -65,18 +65,19 @@ def combine(state: Lowering, operation: Any, left: Value, right: Value) -> Tenso
 
 
 def _silu_input(state: Lowering, node: onnx.NodeProto) -> str:
-    """x, where a product is x times sigmoid(x); "" where it is not."""
-    for mine, other in ((0, 1), (1, 0)):
-        producer = state.producers.get(node.input[other])
-        if producer is not None and producer.op_type == "Sigmoid" and producer.input[0] == node.input[mine]:
-            return node.input[mine]
+    """The name of x if a product is x times sigmoid(x), otherwise ""."""
+    left, right = node.input
+    for x, other in ((left, right), (right, left)):
+        producer = state.producers.get(other)
+        if producer is not None and producer.op_type == "Sigmoid" and producer.input[0] == x:
+            return x
     return ""
 
 
 def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     value, stored = as_tensor(state.value(node, 0)), state.value(node, 1)
     attributes = attributes_of(node)
-    flat = len(value.shape) == 3  # over one axis: a picture of one row
+    is_1d = len(value.shape) == 3  # computed as a picture of one row
     axes = len(value.shape) - 2
     if axes > 2 or isinstance(stored, Tensor) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         lower_with_tvm_frontend(state, node)
@@ -86,10 +87,10 @@ def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
         for name, default in (("pads", 0), ("strides", 1), ("dilations", 1))
     )
     kernel = list(stored.shape[2:])
-    if flat:
+    if is_1d:
         kernel, strides, dilations = [1, *kernel], [1, *strides], [1, *dilations]
         pads = [0, pads[0], 0, pads[1]]
-    size = (1, value.shape[2]) if flat else value.shape[2:]
+    size = (1, value.shape[2]) if is_1d else value.shape[2:]
     geometry = Convolution(
         value.shape[1], stored.shape[0], (kernel[0], kernel[1]), (strides[0], strides[1]),
         (dilations[0], dilations[1]), (pads[0], pads[1], pads[2], pads[3]), attributes.get("group", 1),
@@ -99,9 +100,9 @@ def _convolution(state: Lowering, node: onnx.NodeProto) -> None:
     if function == TVM:
         lower_with_tvm_frontend(state, node)
         return
-    rounded = None if flat else value.rounded
-    if isinstance(stored, RoundedConstant) and rounded and is_exact(state, node, rounded, stored, 0):
-        convolve_rounded(state, node, rounded, stored, geometry)
+    integers = None if is_1d else value.integers
+    if isinstance(stored, QuantizedConstant) and integers and fits_kernel(state, node, integers, stored, 0):
+        convolve_quantized(state, node, integers, stored, geometry)
     else:
         _library_convolution(state, node, value, state.array(stored), geometry, function)
 
@@ -114,8 +115,8 @@ def _library_convolution(
     geometry: Convolution,
     function: str,
 ) -> None:
-    flat = len(value.shape) == 3
-    if flat:
+    is_1d = len(value.shape) == 3
+    if is_1d:
         value = state.emit.reshaped(value, (value.shape[0], value.shape[1], 1, value.shape[2]))
         weight = weight[:, :, None]
     outputs = geometry.outputs
@@ -126,7 +127,7 @@ def _library_convolution(
     inputs = [value.expression, parameter, relax.const(bias), key, *geometry.strides, *geometry.pads]
     expression = state.library(function, inputs, (batch, *size, outputs))
     result = Tensor(expression, Layout((batch, outputs, *size), CHANNELS_LAST))
-    if flat:
+    if is_1d:
         result = state.emit.reshaped(result, (batch, outputs, size[1]))
     state.values[node.output[0]] = result
 
@@ -136,22 +137,22 @@ def _product(state: Lowering, node: onnx.NodeProto) -> None:
     if not state.use_library or node.op_type == "Gemm" and not _is_linear(state, node):
         lower_with_tvm_frontend(state, node)
         return
-    turned = node.op_type == "Gemm" and bool(attributes_of(node).get("transB"))
-    rounded = left.rounded if isinstance(left, Tensor) else None
-    axis = 0 if turned else 1
-    if isinstance(right, RoundedConstant) and rounded and is_exact(state, node, rounded, right, axis):
-        multiply_rounded(state, node, rounded, right)
+    transposed = node.op_type == "Gemm" and bool(attributes_of(node).get("transB"))
+    integers = left.integers if isinstance(left, Tensor) else None
+    axis = 0 if transposed else 1
+    if isinstance(right, QuantizedConstant) and integers and fits_kernel(state, node, integers, right, axis):
+        multiply_quantized(state, node, integers, right)
         return
     right = right if isinstance(right, Tensor) else state.array(right)
     if isinstance(right, np.ndarray) and right.ndim == 2:
-        right = right.T if turned else right
+        right = right.T if transposed else right
         _linear(state, node, as_tensor(left), right)
     else:
         _batch_product(state, node, left, right)
 
 
 def _is_linear(state: Lowering, node: onnx.NodeProto) -> bool:
-    """Whether a Gemm is a product with a constant matrix, and a sum with a constant vector."""
+    """Whether a Gemm multiplies by a constant matrix and adds a constant vector."""
     attributes = attributes_of(node)
     if attributes.get("transA") or not attributes.get("alpha", 1) == attributes.get("beta", 1) == 1:
         return False
@@ -164,7 +165,7 @@ def _is_linear(state: Lowering, node: onnx.NodeProto) -> bool:
 
 
 def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.ndarray) -> None:
-    """A product with a constant matrix, and the sum with a constant vector where one follows."""
+    """A product with a constant matrix, fused with the addition of a constant vector that follows it."""
     output, outputs = node.output[0], weight.shape[1]
     bias = np.zeros(outputs, np.float32)
     if node.op_type == "Gemm" and len(node.input) > 2:
@@ -175,15 +176,15 @@ def _linear(state: Lowering, node: onnx.NodeProto, value: Tensor, weight: np.nda
     if follower is not None and other is not None:
         bias = bias + other
         state.done.add(output := follower.output[0])
-    rows, like, count = state.emit.flat(value, -1)
+    rows, like, count = state.emit.as_rows(value, -1)
     parameter, key = state.weight(weight)
     arguments = [rows, parameter, relax.const(np.ascontiguousarray(bias, np.float32)), key]
     expression = state.library("linear", arguments, (count, outputs))
-    state.values[output] = state.emit.unflat(expression, like, outputs)
+    state.values[output] = state.emit.from_rows(expression, like, outputs)
 
 
 def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Value) -> None:
-    """A product over leading axes; neither factor is a matrix that is the same for all of them."""
+    """A batched product: both factors vary over the leading axes, or the second is not constant."""
     a = state.emit.plain(left)
     if isinstance(right, Tensor):
         b = right
@@ -191,9 +192,9 @@ def _batch_product(state: Lowering, node: onnx.NodeProto, left: Value, right: Va
         array = state.array(right)
         b = Tensor(state.parameter(array), Layout.plain(array.shape), array.dtype.name)
     axes = len(b.shape)
-    turned = (*range(axes - 2), axes - 1, axes - 2)
-    transposed = not b.layout.is_plain and b.layout.same_memory(turned)
-    b = state.emit.ordered(b, turned if transposed else range(axes))
+    swapped = (*range(axes - 2), axes - 1, axes - 2)
+    transposed = not b.layout.is_plain and b.layout.same_memory(swapped)
+    b = state.emit.ordered(b, swapped if transposed else range(axes))
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     count = int(np.prod(batch))
     expressions = []
@@ -223,7 +224,7 @@ def _attention(state: Lowering, node: onnx.NodeProto) -> None:
     if state.use_library:
         inputs = [query.expression, key.expression, value.expression, heads, scale]
         expression = state.library("attention", inputs, shape)
-    else:  # products, and the softmax of all scores at once
+    else:  # matrix products, and a softmax of all scores at once
         parts = []
         for part in (query, key, value):
             by_head = (*part.shape[:2], heads, part.shape[2] // heads)
@@ -239,10 +240,10 @@ def _softmax(state: Lowering, node: onnx.NodeProto) -> None:
         lower_with_tvm_frontend(state, node)
         return
     axis = attributes_of(node).get("axis", -1)
-    rows, like, count = state.emit.flat(value, axis)
+    rows, like, count = state.emit.as_rows(value, axis)
     size = value.shape[axis]
     expression = state.library("softmax", [rows], (count, size))
-    state.values[node.output[0]] = state.emit.unflat(expression, like, size)
+    state.values[node.output[0]] = state.emit.from_rows(expression, like, size)
 
 
 def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
@@ -255,18 +256,19 @@ def _layer_norm(state: Lowering, node: onnx.NodeProto) -> None:
         return
     gamma = np.asarray(gamma)
     beta = np.asarray(state.value(node, 2)) if len(node.input) > 2 else np.zeros_like(gamma)
-    rows, like, count = state.emit.flat(value, -1)
+    rows, like, count = state.emit.as_rows(value, -1)
     channels = value.shape[-1]
     kernel = tensor_programs.layer_norm(count, channels, _epsilon(node))
     inputs = [rows, relax.const(gamma), relax.const(beta)]
     expression = state.emit.program(kernel, "layer_norm", inputs, (count, channels), "float32")
-    state.values[node.output[0]] = state.emit.unflat(expression, like, channels)
+    state.values[node.output[0]] = state.emit.from_rows(expression, like, channels)
 
 
 def _group_norm(state: Lowering, node: onnx.NodeProto) -> bool:
-    """Group normalisation as `fusion` leaves it, if it is one; channels can stay last in memory then.
+    """Lower a group normalisation in the form that `fusion` produces; returns whether it is one.
 
-    Reshape, LayerNormalization, Reshape, and in most cases Mul and Add of a gain and an offset.
+    That form is Reshape, LayerNormalization, Reshape, and in most cases Mul and Add of a gain and an offset.
+    Recognised as a whole, it can keep channels last in memory.
     """
     before = state.producers.get(node.input[0])
     after = state.only_consumer(node.output[0], "Reshape")
@@ -274,7 +276,7 @@ def _group_norm(state: Lowering, node: onnx.NodeProto) -> bool:
         return False
     value, split = as_tensor(state.values[before.input[0]]), state.value(node, 0).shape
     channels, groups = value.shape[1], split[1]
-    # The shape may be computed later; a gain of the channels then says that it is that from before.
+    # The shape may be computed later; a gain for the channels then implies that it is the shape from before.
     known = after.input[1] in state.values
     target = new_shape(state, after, split) if known else value.shape
     if split[0] != value.shape[0] or channels % groups or target[:2] != value.shape[:2]:
@@ -311,7 +313,10 @@ def _epsilon(node: onnx.NodeProto) -> float:
 def _gain_and_offset(
     state: Lowering, normed: str, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """What every channel of a value is multiplied by, and what is added, and the sum; the nodes are done."""
+    """The gain and offset of every channel, and the name of the result; marks their nodes as done.
+
+    None where no such Mul and Add follow.
+    """
     product = state.only_consumer(normed, "Mul")
     total = product and state.only_consumer(product.output[0], "Add")
     if product is None or total is None:
@@ -325,7 +330,7 @@ def _gain_and_offset(
 
 
 def _silu_after(state: Lowering, value: str) -> str | None:
-    """The name of x sigmoid(x) of a value x that nothing else reads; its nodes are done then."""
+    """The name of x sigmoid(x) for a value x that nothing else reads; marks its nodes as done."""
     readers = state.consumers[value]
     product = next((reader for reader in readers if reader.op_type == "Mul"), None)
     if product is None or len(readers) != 2 or _silu_input(state, product) != value:

@@ -1,7 +1,7 @@
-"""Which function of the kernel library a convolution becomes, or that it stays with TVM.
+"""Chooses the function of the kernel library that computes a convolution, or TVM.
 
-What the Arm Compute Library refuses is known from its `validate`; the bridge asks that again on the target.
-The first rule that holds counts.
+What the Arm Compute Library does not support is known from its `validate`; the bridge calls that again on the
+target. The first rule that applies counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TVM = "tvm"
-#: Winograd's weights take (6/3)^2 = 4 times the memory; with more of them than this that outweighs the time.
+#: Winograd's weights take (6/3)^2 = 4 times the memory; for more weights than this, it is not worth the time.
 _WINOGRAD_WEIGHTS = 640 * 640
 
 
@@ -47,9 +47,9 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a convolution becomes, and why."""
+    """A choice for the convolutions that it applies to, with its reason."""
 
-    holds: Callable[[Convolution], bool]
+    applies: Callable[[Convolution], bool]
     function: str
     reason: str
 
@@ -61,18 +61,18 @@ RULES = (
         lambda c: (
             c.kernel == (3, 3)
             and c.strides == (1, 1)
-            and max(c.pads) <= 3  # with more the library's Winograd gives no numbers, without a word
+            and max(c.pads) <= 3  # with more, the library's Winograd silently returns NaN
             and min(c.size) > 4
-            and c.inputs > 64  # up to there the bridge chooses it itself
+            and c.inputs > 64  # up to 64 the bridge chooses Winograd itself
             and c.inputs * c.outputs <= _WINOGRAD_WEIGHTS
         ),
         "winograd_convolution2d",
         "3.6 times fewer instructions, with an error of up to 5e-6 of the output in place of 4e-7",
     ),
-    Rule(lambda c: True, "convolution2d", "a matrix product, or Winograd where its error is 2e-6 at most"),
+    Rule(lambda c: True, "convolution2d", "a matrix product, or Winograd where its error is at most 2e-6"),
 )
 
 
 def function_of(convolution: Convolution) -> str:
     """The function of the kernel library, or `TVM`."""
-    return next(rule.function for rule in RULES if rule.holds(convolution))
+    return next(rule.function for rule in RULES if rule.applies(convolution))

@@ -1,6 +1,6 @@
-"""Gives the loops that TVM fused what its CPU pipeline leaves out: vectors and threads.
+"""Vectorizes and parallelizes the loops that TVM fused, which its CPU pipeline does not do.
 
-Only loops without a sum over anything are touched, so results do not depend on the number of threads.
+Only loops without reductions are changed, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TASK_ELEMENTS = 1 << 14
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleElementwise")
 def schedule_elementwise(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-    """Vectorise the innermost axis of every elementwise loop nest, and share the outer ones among threads."""
+    """Vectorize the innermost axis of every elementwise loop nest, and run the outer ones in parallel."""
     for variable, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
             module.update_func(variable, _scheduled(function))
@@ -26,7 +26,7 @@ def schedule_elementwise(module: tvm.IRModule, _: tvm.transform.PassContext) -> 
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:
-    """The programs of `tensor_programs` say themselves what is a vector and what is shared."""
+    """Whether vectors and threads are already specified, as in the programs of `tensor_programs`."""
     return bool(function.attrs.get(SCHEDULED, False))
 
 

@@ -1,4 +1,4 @@
-"""How operators that only move numbers are lowered: to another layout where that does, or to a copy."""
+"""Lowers operators that only move values: to a change of layout where that is enough, otherwise to a copy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _reshape(state: Lowering, node: onnx.NodeProto) -> None:
 
 
 def new_shape(state: Lowering, node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What a node that changes the shape alone makes of it."""
+    """The shape after a node that changes only the shape."""
     if node.op_type == "Flatten":
         axis = attributes_of(node).get("axis", 1)
         axis += len(shape) if axis < 0 else 0
@@ -49,8 +49,8 @@ def new_shape(state: Lowering, node: onnx.NodeProto, shape: tuple[int, ...]) -> 
         return tuple(int(np.prod(shape)) // known if size == -1 else size for size in sizes)
     axes = [int(axis) for axis in np.asarray(state.value(node, 1))] if len(node.input) > 1 else []
     if node.op_type == "Squeeze":
-        gone = [axis % len(shape) for axis in axes] or [a for a, size in enumerate(shape) if size == 1]
-        return tuple(size for axis, size in enumerate(shape) if axis not in gone)
+        removed = [axis % len(shape) for axis in axes] or [a for a, size in enumerate(shape) if size == 1]
+        return tuple(size for axis, size in enumerate(shape) if axis not in removed)
     rank = len(shape) + len(axes)
     new = {axis % rank for axis in axes}
     sizes_left = iter(shape)

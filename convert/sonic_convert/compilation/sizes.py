@@ -1,8 +1,8 @@
 """The shapes that submodels are compiled for.
 
-A compiled program knows the sizes of all its axes: loops have fixed bounds, memory is planned once, and the
-kernel library's functions are configured once. A bundle therefore holds a program for every size of picture
-that was asked for; the other axes take few values, as a clip is generated in windows of constant length.
+The sizes of all axes are constants of a compiled program: loops have fixed bounds, memory is planned once,
+and the kernel library's functions are configured once. A bundle therefore has a program for every requested
+size of picture; the other axes take few values, as a clip is generated in windows of constant length.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Picture:
         """From "WIDTHxHEIGHT".
 
         Raises:
-            InputError: it is none.
+            InputError: the text has another form.
         """
         width, _, height = text.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
@@ -37,11 +37,11 @@ class Picture:
 COMPILED: dict[str, Programs] = {
     submodel.name: submodel.programs for submodel in SUBMODELS if submodel.programs is not None
 }
-"""What is compiled, by submodel; the others stay with ONNX Runtime."""
+"""The programs of every submodel that is compiled; the others stay with ONNX Runtime."""
 
 
 def shapes_of(submodel: SubmodelInfo, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Shapes of a submodel's inputs for sizes of its axes."""
+    """Shapes of a submodel's inputs, by name, for given sizes of its dynamic axes."""
     return {
         tensor.name: tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
         for tensor in submodel.inputs

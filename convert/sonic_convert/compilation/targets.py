@@ -18,8 +18,8 @@ class Target:
     Attributes:
         name: on the command line.
         processor: LLVM's name of its cores.
-        attributes: LLVM's names of instruction sets on top, such as "+dotprod".
-        features: what Linux must list under Features in /proc/cpuinfo.
+        attributes: LLVM's names of further instruction sets, such as "+dotprod".
+        features: names that Linux has to list under Features in /proc/cpuinfo.
         triple: architecture, system and ABI.
     """
 
@@ -30,7 +30,7 @@ class Target:
     triple: str = _TRIPLE
 
     def tvm_target(self) -> tvm.target.Target:
-        """As TVM wants it."""
+        """The target in TVM's form."""
         return tvm.target.Target(
             {
                 "kind": "llvm",
@@ -57,7 +57,7 @@ TARGETS = {
         Target("generic-armv8", "generic", ("+neon",), ("asimd",)),
     )
 }
-# LLVM's names of what a target of the user's own may name, and Linux's.
+# The features that a custom target may have: LLVM's names and Linux's.
 _LINUX_NAMES = {
     "neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp", "i8mm": "i8mm", "bf16": "bf16",
     "sve": "sve", "sve2": "sve2", "lse": "atomics", "rdm": "asimdrdm", "fp16fml": "asimdfhm",

@@ -1,8 +1,8 @@
-"""Loops that TVM would leave unscheduled, written out: normalisations, with whole vectors of channels.
+"""Hand-written loop nests that TVM would not vectorize: normalisations, on vectors of channels.
 
-TVM's own lowering of a normalisation is a reduction in scalar steps, since float sums may not be
-reordered by the compiler. Here the order is part of the program: sums run over positions with a vector
-of channels, so results are the same whatever the number of threads.
+TVM's own lowering of a normalisation is a reduction in scalar steps, since a compiler may not reorder float
+sums. Here the order is part of the program: sums run over positions with a vector of channels, so results do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from tvm.tirx import PrimFunc
 
 SCHEDULED = "sonic.scheduled"  # the attribute of functions that are ready for LLVM
 LANES = 16  # of a vector: four 128-bit registers
-_OPAQUE = 8  # TVM's number for functions that are fused with no others
-_CHUNK_ELEMENTS = 1 << 14  # work of one parallel task
+_OPAQUE = 8  # TVM's number for functions that are not fused with others
+_CHUNK_ELEMENTS = 1 << 14  # elements per parallel task
 
 
 def lanes_of(channels: int) -> int:
-    """The longest vector that `channels` is a multiple of, at most `LANES`."""
+    """The longest vector length that divides `channels`, at most `LANES`."""
     return math.gcd(channels, LANES)
 
 
 def tasks_of(positions: int, channels: int) -> int:
-    """Into how many equal parts the positions are cut for threads to share, from sizes alone."""
+    """The number of equal parts into which the positions are split for threads; it depends on sizes alone."""
     wanted = max(1, positions * channels // _CHUNK_ELEMENTS)
     return next(count for count in range(min(wanted, positions), 0, -1) if positions % count == 0)
 
 
-@cache  # parsing one takes TVM a tenth of a second, and a UNet has few different ones
+@cache  # TVM takes a tenth of a second to parse one, and a UNet has few different ones
 def group_norm(
     batch: int, positions: int, channels: int, groups: int, epsilon: float, silu: bool
 ) -> PrimFunc:
-    """GroupNorm, and SiLU where asked for, of float32 (batch, positions, channels).
+    """GroupNorm of float32 (batch, positions, channels), with SiLU if `silu`.
 
-    y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with mean and variance of each group of
-    channels over all positions (Wu and He 2018); the variance is that of the differences from the mean.
+    y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with the mean and variance of each group of
+    channels over all positions (Wu and He 2018); the variance is computed from differences from the mean.
     """
     lanes = lanes_of(channels)
     blocks = channels // lanes
@@ -48,7 +48,7 @@ def group_norm(
     if silu:
         from sonic_convert.compilation.elementary import silu_of as finish
     else:
-        from sonic_convert.compilation.elementary import same as finish
+        from sonic_convert.compilation.elementary import identity as finish
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -125,7 +125,7 @@ def group_norm(
 
 @cache
 def layer_norm(rows: int, channels: int, epsilon: float) -> PrimFunc:
-    """LayerNorm of float32 (rows, channels): as `group_norm` with one group, for every row by itself."""
+    """LayerNorm of float32 (rows, channels): as `group_norm` with one group, separately for every row."""
     lanes = lanes_of(channels)
     blocks = channels // lanes
     tasks = tasks_of(rows, channels)

@@ -1,4 +1,4 @@
-"""Which compiler links programs for aarch64."""
+"""Finds the compiler that links programs for aarch64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sonic_convert.testbed.sysroot import default_cache, make_sysroot
 
 
 def find_compiler(cache: Path | None = None) -> tuple[str, ...]:
-    """The command of a C++ compiler for aarch64: this machine's own on aarch64, else that of the sysroot.
+    """The command of a C++ compiler for aarch64: on aarch64 this machine's own, otherwise the sysroot's.
 
     Args:
         cache: the sysroot's folder; the default one if None.

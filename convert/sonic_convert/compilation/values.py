@@ -1,4 +1,4 @@
-"""What a graph's names stand for while it is lowered: constants, and tensors that will be computed."""
+"""The values of a graph while it is lowered: constants, and tensors that the program will compute."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sonic_convert.compilation.layout import Layout
 
 
 @dataclass(frozen=True)
-class Rounding:
-    """An integer q stands for ``(q - zero_point) * scale``."""
+class Quantization:
+    """An integer q represents ``(q - zero_point) * scale``."""
 
     scale: float
     zero_point: int
@@ -23,31 +23,31 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """Computed when the program runs.
+    """A tensor that is computed when the program runs.
 
     Attributes:
         expression: the Relax variable, of the layout's stored shape.
         layout: logical shape and order in memory.
         dtype: NumPy's name of its type.
-        rounding: of integers that stand for real numbers, what these are.
-        rounded: of real numbers that were integers just before, these.
+        quantization: of integers that represent real values.
+        integers: the quantized tensor that real values were dequantized from.
     """
 
     expression: Any
     layout: Layout
     dtype: str = "float32"
-    rounding: Rounding | None = None
-    rounded: Tensor | None = None
+    quantization: Quantization | None = None
+    integers: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that the graph sees."""
+        """The logical shape, which the graph specifies."""
         return self.layout.shape
 
 
 @dataclass(frozen=True, eq=False)
-class RoundedConstant:
-    """A constant of small integers, which stand for ``values * scales``.
+class QuantizedConstant:
+    """A constant of integers, which represent ``values * scales``.
 
     Attributes:
         values: int8, or int32 for a bias.
@@ -65,14 +65,14 @@ class RoundedConstant:
         return self.values.shape
 
     def real(self) -> np.ndarray:
-        """The real numbers, float32."""
+        """The real values, float32."""
         shape = [1] * self.values.ndim
         if self.scales.size > 1:
             shape[self.axis] = -1
         return self.values.astype(np.float32) * self.scales.astype(np.float32).reshape(shape)
 
 
-Value = np.ndarray | Tensor | RoundedConstant
+Value = np.ndarray | Tensor | QuantizedConstant
 
 
 class Emitter:
@@ -92,9 +92,9 @@ class Emitter:
         return self.emit(relax.op.reshape(expression, list(new)))
 
     def ordered(self, value: Value, order: Sequence[int]) -> Tensor:
-        """A tensor stored in `order`; memory moves only where it must."""
+        """A tensor stored in `order`; memory is moved only where necessary."""
         order = tuple(order)
-        if isinstance(value, RoundedConstant):
+        if isinstance(value, QuantizedConstant):
             value = value.real()
         if not isinstance(value, Tensor):
             array = np.asarray(np.transpose(value, order), order="C")
@@ -108,30 +108,30 @@ class Emitter:
         else:
             permutation = list(value.layout.permutation_to(order))
             expression = self.emit(relax.op.permute_dims(value.expression, permutation))
-        return Tensor(expression, layout, value.dtype, value.rounding)
+        return Tensor(expression, layout, value.dtype, value.quantization)
 
     def plain(self, value: Value) -> Tensor:
-        """A tensor stored as the graph sees it."""
+        """A tensor stored in the order of its logical axes."""
         return self.ordered(value, range(len(value.shape)))
 
     def reshaped(self, value: Tensor, shape: Sequence[int]) -> Tensor:
-        """After a Reshape to a logical shape."""
+        """The tensor after a Reshape to a logical shape."""
         layout = value.layout.reshaped(shape)
         if layout is None:
             value = self.plain(value)
             layout = Layout.plain(shape)
         expression = self.reshape(value.expression, value.layout.stored_shape, layout.stored_shape)
-        return Tensor(expression, layout, value.dtype, value.rounding)
+        return Tensor(expression, layout, value.dtype, value.quantization)
 
     def transposed(self, value: Tensor, permutation: Sequence[int]) -> Tensor:
-        """After a Transpose: the same memory."""
+        """The tensor after a Transpose, over the same memory."""
         return Tensor(value.expression, value.layout.transposed(permutation), value.dtype)
 
-    def flat(self, value: Tensor, last: int) -> tuple[Any, Tensor, int]:
-        """The rows of a tensor whose logical axis `last` is innermost in memory.
+    def as_rows(self, value: Tensor, last: int) -> tuple[Any, Tensor, int]:
+        """A tensor as a matrix whose rows run along its logical axis `last`.
 
         Returns:
-            The expression as (rows, size of `last`), the tensor whose order the rows follow, and how many.
+            The expression of (rows, size of `last`), the tensor in the order of the rows, and their number.
         """
         last %= len(value.shape)
         if value.layout.order[-1] != last:
@@ -141,20 +141,20 @@ class Emitter:
         rows = int(np.prod(value.layout.stored_shape[:-1], dtype=np.int64))
         return self.reshape(value.expression, value.layout.stored_shape, (rows, size)), value, rows
 
-    def unflat(self, expression: Any, like: Tensor, size: int, dtype: str = "float32") -> Tensor:
-        """Rows of `size` numbers as a tensor in the order of `like`, whose last stored axis they replace."""
+    def from_rows(self, expression: Any, like: Tensor, size: int, dtype: str = "float32") -> Tensor:
+        """Rows of `size` elements as a tensor in the order of `like`, whose last stored axis they replace."""
         rows = int(np.prod(like.layout.stored_shape[:-1], dtype=np.int64))
-        layout = self.unflat_layout(like, size)
+        layout = self.layout_of_rows(like, size)
         return Tensor(self.reshape(expression, (rows, size), layout.stored_shape), layout, dtype)
 
-    def unflat_layout(self, like: Tensor, size: int) -> Layout:
+    def layout_of_rows(self, like: Tensor, size: int) -> Layout:
         """The layout of `like` with another size of the last stored axis."""
         shape = list(like.shape)
         shape[like.layout.order[-1]] = size
         return Layout(tuple(shape), like.layout.order)
 
     def elementwise(self, formula: Callable[[Any], Any], expression: Any, name: str) -> Any:
-        """A formula of `elementary` for every number of a tensor."""
+        """Apply a formula of `elementary` to every element of a tensor."""
 
         def compute(x: Any) -> Any:
             return te.compute(x.shape, lambda *indices: formula(x(*indices)), name=name)
@@ -162,7 +162,7 @@ class Emitter:
         return self.builder.emit_te(compute, expression, primfunc_name_hint=name)
 
     def program(self, kernel: Any, name: str, inputs: Sequence[Any], shape: Sequence[int], dtype: str) -> Any:
-        """Call a loop nest of our own."""
+        """Call a hand-written loop nest."""
         function = self.builder.add_func(kernel, name)
         return self.emit(relax.call_tir(function, list(inputs), relax.TensorType(list(shape), dtype)))
 

@@ -86,7 +86,7 @@ def test_rounding(scale: float, zero_point: int) -> None:
     halves = np.arange(-300.5, 300) * scale
     some = RANDOM.uniform(-300 * scale, 300 * scale, 1000)
     values = np.concatenate([halves, some, ends]).astype(np.float32)
-    found = apply(partial(elementary.rounded_of, scale=scale, zero_point=zero_point), values)
+    found = apply(partial(elementary.quantized_of, scale=scale, zero_point=zero_point), values)
     assert found.dtype == np.int8
     expected = np.clip(np.rint(values / np.float32(scale)) + zero_point, -128, 127)
     np.testing.assert_array_equal(found, expected)
@@ -98,9 +98,9 @@ def test_rounding(scale: float, zero_point: int) -> None:
 @pytest.mark.parametrize("zero_point", [0, -128, 127])
 def test_integers_come_back(zero_point: int) -> None:
     integers = np.arange(-128, 128).astype(np.int8)
-    real = apply(partial(elementary.real_of, scale=0.037, zero_point=zero_point), integers)
+    real = apply(partial(elementary.dequantized_of, scale=0.037, zero_point=zero_point), integers)
     np.testing.assert_array_equal(real, (integers.astype(np.float32) - zero_point) * np.float32(0.037))
-    again = apply(partial(elementary.rounded_of, scale=0.037, zero_point=zero_point), real)
+    again = apply(partial(elementary.quantized_of, scale=0.037, zero_point=zero_point), real)
     np.testing.assert_array_equal(again, integers)
 
 
