@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphs
 import onnxruntime
 import pytest
 import torch
@@ -20,6 +21,12 @@ from tvm import relax
 
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import Lowered, lower
+
+
+def pytest_runtest_setup() -> None:
+    """The same random numbers for every test, whatever ran before it."""
+    onnx_graphs.RANDOM = np.random.default_rng(1)
+
 
 #: This machine. LLVM's optimisations would take longer than what they make faster.
 HERE = tvm.target.Target({"kind": "llvm", "opt-level": 0})
