@@ -25,6 +25,7 @@ from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file
 from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
+from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.export import stages
 from sonic_convert.export.dimensions import files_of_dimensions, read_dimensions
 from sonic_convert.export.stages import StageResult
@@ -45,7 +46,7 @@ class Conversion:
 def convert(
     checkpoint_path: Path,
     bundle_path: Path,
-    variant: str = "auto",
+    variant: Variant = "auto",
     work_path: Path | None = None,
     progress: Progress | None = None,
     name: str | None = None,
@@ -66,7 +67,7 @@ def convert(
         OutputError: the bundle cannot be written.
     """
     progress = progress or NoProgress()
-    checkpoint = Checkpoint.open(checkpoint_path, variant)  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(checkpoint_path, variant)
     check_target(bundle_path)
     work = work_path or bundle_path.with_name(f"{bundle_path.name}.work")
     try:

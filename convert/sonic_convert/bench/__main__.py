@@ -1,6 +1,7 @@
-"""The benchmarks: ``python -m sonic_convert.bench.__main__ CHECKPOINT BUNDLE --output FOLDER``.
+"""The benchmarks: ``python -m sonic_convert.bench CHECKPOINT BUNDLE --output FOLDER``.
 
-Everything is a ratio of two runs on one machine. Results are a JSON file, a report in Markdown and plots.
+Every result is a ratio of two runs on one machine. They are written as a JSON file, a report in Markdown and
+plots.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 from rich.markdown import Markdown
 
 from sonic.bundle.store import find_bundle
 from sonic.cli.errors import user_errors
+from sonic.cli.tables import console
 from sonic.errors import InputError
 from sonic.model import load_model
 from sonic.progress import ConsoleProgress
@@ -26,7 +27,7 @@ from sonic_convert.bench.clips import BatchTimes, CommandRun, bench_batch, gener
 from sonic_convert.bench.report import plot_results, write_report
 from sonic_convert.checkpoint.checkpoint import Checkpoint, find_checkpoint
 
-_DECODED_FRAMES = 2  # as many as a short test has patience for; a clip is decoded in chunks of eight
+_DECODED_FRAMES = 2  # few, to be quick; a clip is decoded in chunks of eight
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -40,12 +41,14 @@ ASSETS = Path(__file__).parents[1] / "assets"
 @click.option("--also", type=click.Path(path_type=Path), multiple=True,
               help="A bundle of another precision, timed too; may be repeated.")  # fmt: skip
 @click.option("--engine", "engines", type=click.Choice(ENGINES), multiple=True,
-              help="Time only this beside the bundles; may be repeated [all that are there].")  # fmt: skip
+              help="Time only this engine beside the bundles; may be repeated [all].")  # fmt: skip
 @click.option("--frames", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--resolution", type=click.IntRange(64), default=256, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--lengths", default="6,15,30,60", show_default=True, help="Seconds of the clips.")
-@click.option("--clips/--no-clips", default=True, help="Whole clips too, not only one call of the UNet.")
+@click.option(
+    "--clips/--no-clips", default=True, help="Also time whole clips, not only one call of the UNet [on]."
+)
 def main(
     checkpoint: str,
     bundle: str,
@@ -61,7 +64,7 @@ def main(
 ) -> None:
     """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, and clips of BUNDLE.
 
-    With --also, the VAE decoder too.
+    With --also, time the VAE decoder too.
     """
     with user_errors():
         progress = ConsoleProgress()
@@ -88,7 +91,7 @@ def main(
         _write_json(output / "results.json", times, decoder, runs, batch)
         report = write_report(output / "report.md", machine_name(), found.name, times, decoder, runs, batch)
         plot_results(output, times, runs)
-    Console().print(Markdown(report))
+    console().print(Markdown(report))
 
 
 def _parse_lengths(text: str) -> list[float]:
@@ -138,7 +141,7 @@ def _write_json(
 
 
 def machine_name() -> str:
-    """The processor's name, and how many threads PyTorch uses."""
+    """The processor's name, and the number of threads that PyTorch uses."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

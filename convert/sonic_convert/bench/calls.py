@@ -1,7 +1,7 @@
 """One call of the UNet, or of the VAE decoder, in several engines, side by side.
 
-Runs alternate, so that whatever else the machine does slows all of them; ratios of medians are the
-result.
+Runs alternate, so that other load on the machine affects all engines alike; the results are medians of
+ratios.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sonic_convert.export.call_memory import measure_calls
 from sonic_convert.export.dimensions import read_dimensions
 from sonic_convert.export.submodels import find_submodel, unet_sizes
 
-#: Engines that are timed beside the bundle, by the names that the command knows.
+#: Engines that are timed beside the bundle, by their names on the command line.
 ENGINES = ("pytorch", "unfused", "openvino")
 PYTORCH = "PyTorch, published forward"
 UNFUSED = "ONNX Runtime, unfused graph"
 BUNDLE = "the bundle"
 OPENVINO = "OpenVINO, the bundle's graph"
-# Idle threads of an engine spin for a while: on two cores they would slow the engine that comes next.
+# Idle threads of an engine keep spinning for a while: on two cores they would slow down the next engine.
 _REST_SECONDS = 0.3
 
 
@@ -57,7 +57,7 @@ class CallTimes:
         return statistics.median(self.seconds[engine])
 
     def speed_up(self, engine: str, base: str) -> float:
-        """How many times as fast an engine is as another: the median of the ratios of their runs."""
+        """How many times as fast as `base` an engine is: the median of the ratios of their runs."""
         pairs = zip(self.seconds[base], self.seconds[engine], strict=True)
         return statistics.median(slow / fast for slow, fast in pairs)
 
@@ -73,13 +73,13 @@ def bench_unet(
     others: Sequence[SonicModel] = (),
     engines: Collection[str] = ENGINES,
 ) -> CallTimes:
-    """Time one call, batch 1, in every engine that is there, and weigh it in ONNX Runtime.
+    """Time one call, batch 1, in every engine that is installed, and measure its memory in ONNX Runtime.
 
     Args:
         unfused: the simplified graph that the conversion left in its work folder, or None.
         repeats: runs of each engine after one that warms up.
         others: bundles of other precisions of the same checkpoint, timed too.
-        engines: those of `ENGINES` that are timed beside the bundles; all of them are in memory at once.
+        engines: which of `ENGINES` to time beside the bundles; all of them are in memory at once.
     """
     inputs, face_mask = unet_inputs(checkpoint, frames, resolution_pixels)
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -119,7 +119,7 @@ def bench_decoder(
     repeats: int,
     progress: Progress,
 ) -> CallTimes:
-    """Time and weigh one call of the VAE decoder in `model` and in bundles of other precisions."""
+    """Measure time and memory of one call of the VAE decoder in `model` and bundles of other precisions."""
     video = model.constants.video
     side = resolution_pixels // video.latent_stride_pixels
     shape = (frames, video.latent_channels, side, side)
@@ -134,7 +134,7 @@ def bench_decoder(
 def _alternate(
     opened: dict[str, Callable[[], Any]], repeats: int, progress: Progress, title: str
 ) -> dict[str, list[float]]:
-    """Seconds of all runs but the first of each, by name."""
+    """Seconds of every run but the first of each, by name."""
     seconds: dict[str, list[float]] = {}
     with progress.stage(title, (repeats + 1) * len(opened)) as advance:
         for repeat in range(repeats + 1):
@@ -168,7 +168,7 @@ def _by_name(model: SonicModel, others: Sequence[SonicModel]) -> dict[str, Sonic
 
 
 def _graphs(submodel: str, model: SonicModel, others: Sequence[SonicModel]) -> dict[str, Path]:
-    """The files of those bundles that ONNX Runtime runs."""
+    """The graphs of those bundles that ONNX Runtime runs."""
     return {
         name: each.engine.bundle.graph_path(submodel)
         for name, each in _by_name(model, others).items()

@@ -22,11 +22,11 @@ _SAMPLE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class CommandRun:
-    """What a command took.
+    """The measurements of a command.
 
     Attributes:
         seconds: from start to end.
-        stages: seconds of the stages that it told of.
+        stages: seconds of the stages that it reported.
         memory: (seconds since the start, resident bytes), sampled.
     """
 
@@ -68,7 +68,7 @@ def run_command(arguments: list[str]) -> CommandRun:
 
 
 def write_speech(source: Path, seconds: float, target: Path) -> None:
-    """Repeat a WAV file to a length."""
+    """Write a WAV file that repeats another one up to a length."""
     with wave.open(str(source)) as file:
         parameters, data = file.getparams(), file.readframes(file.getnframes())
     samples = np.frombuffer(data, np.uint8).reshape(-1, parameters.sampwidth * parameters.nchannels)
@@ -79,7 +79,7 @@ def write_speech(source: Path, seconds: float, target: Path) -> None:
 
 
 def generate(bundle: Path, image: Path, speech: Path, output: Path, *options: str) -> CommandRun:
-    """One ``sonic generate``."""
+    """Run ``sonic generate`` once."""
     return run_command(
         ["generate", "--bundle", str(bundle), "--image", str(image), "--audio", str(speech),
          "--output", str(output), *options]
@@ -88,7 +88,7 @@ def generate(bundle: Path, image: Path, speech: Path, output: Path, *options: st
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """Several clips: each with a command of its own, and all in one ``sonic batch``."""
+    """Several clips: each in a separate command, and all in one ``sonic batch``."""
 
     clips: int
     apart_seconds: float

@@ -1,4 +1,4 @@
-"""How many instructions a call of a compiled submodel takes, counted by the emulator.
+"""Counts the instructions that a call of a compiled submodel takes, in the emulator.
 
     python -m sonic_convert.bench.instructions build/instructions.json
 
@@ -48,19 +48,19 @@ PROCESSOR = "neoverse-n1"
 _SOURCE = Path(__file__).with_name("count_instructions.c")
 _RUNTIME = Path(run_calls.__file__).parents[3] / "runtime"
 _CALL_SECONDS = 3600
-#: A UNet whose four levels all have the width of the published one's first: the part where most time goes.
+#: A UNet whose four levels all have the width of the published one's first, where most time is spent.
 WIDE = replace(SMALL, unet_channels=(320,) * 4, unet_heads=(5,) * 4, unet_layers=1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A submodel that is counted.
+    """A call of the UNet to count.
 
     Attributes:
-        title: what it is.
+        title: for the report.
         bundle: the bundle of ONNX graphs.
         sizes: of the UNet's axes.
-        alone: whether TVM alone is counted too, which takes long.
+        alone: whether TVM without the kernel library is counted too, which takes long.
     """
 
     title: str
@@ -71,12 +71,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Count:
-    """Instructions of one call.
+    """The instructions of one call.
 
     Attributes:
         case, engine: what was counted.
         instructions: their number.
-        magnitude: the sum of the absolute outputs, the same for all engines but for rounding.
+        magnitude: the sum of the absolute outputs, equal for all engines except for rounding.
     """
 
     case: str
@@ -86,7 +86,7 @@ class Count:
 
 
 def build_plugin(folder: Path) -> Path:
-    """Compile the plugin of qemu that counts, for this machine.
+    """Compile qemu's plugin that counts instructions, for this machine.
 
     Raises:
         InputError: there is no C compiler.
@@ -134,7 +134,7 @@ def count_case(
     work: Path,
     progress: Progress,
 ) -> Iterator[Count]:
-    """Count one call of every engine, but for those that are known."""
+    """Count one call in every engine, except for those that are known."""
     bundle = open_bundle(case.bundle)
     info = bundle.manifest.submodels["unet"]
     folder = work / re.sub(r"\W+", "-", case.title)
@@ -166,7 +166,7 @@ def _arguments(
 def _count_call(
     case: Case, engine: str, arguments: list[str | Path], sysroot: Sysroot, plugin: Path
 ) -> Count:
-    """One call against two: the first one also configures functions and reshapes weights."""
+    """The difference of two calls and one: the first also configures functions and reshapes weights."""
     numbers = []
     for calls in (1, 2):
         command = [str(calls) if argument == "CALLS" else argument for argument in arguments]
@@ -185,7 +185,7 @@ def _inputs(info: SubmodelInfo, sizes: Sizes) -> dict[str, np.ndarray]:
 
 
 def _int8(source: Path, target: Path, resolution_pixels: int, progress: Progress) -> Path:
-    """A bundle in int8; what ranges it has makes no difference to the number of instructions."""
+    """A bundle in int8; its ranges make no difference to the number of instructions."""
     if not target.exists():
         examples = target.with_name("examples")
         examples.mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def _int8(source: Path, target: Path, resolution_pixels: int, progress: Progress
 
 
 def cases(work: Path, progress: Progress) -> list[Case]:
-    """What is counted: sonic-tiny's UNet and one of published width, in float32 and int8."""
+    """The calls to count: of sonic-tiny's UNet and of one with the published width, in float32 and int8."""
     tiny, wide = find_bundle("sonic-tiny"), work / "wide"
     if not wide.exists():
         convert(synthesize(work / "wide.checkpoint", WIDE, 0), wide, progress=progress)
@@ -217,17 +217,17 @@ def cases(work: Path, progress: Progress) -> list[Case]:
 
 
 def _read_counts(path: Path) -> list[Count]:
-    """What an earlier run has counted.
+    """The counts of an earlier run.
 
     Raises:
-        InputError: the file is something else.
+        InputError: the file has other contents.
     """
     if not path.exists():
         return []
     try:
         return [Count(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no counts ({error}); name another file, or remove it") from error
+        raise InputError(f"{path} does not hold counts ({error}); name another file, or remove it") from error
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What the benchmarks found, as Markdown and as plots."""
+"""The results of the benchmarks as Markdown and as plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sonic.storage.files import replace_file
 from sonic_convert.bench.calls import BUNDLE, PYTORCH, CallTimes
 from sonic_convert.bench.clips import BatchTimes, CommandRun
 
-_AFTER_DENOISING = "frames"  # with their encoding
+_AFTER_DENOISING = "frames"  # the stage that decodes and encodes them
 
 
 def write_report(
@@ -72,7 +72,7 @@ def _table(title: str, times: CallTimes) -> list[str]:
 
 
 def plot_results(folder: Path, times: CallTimes, runs: Mapping[float, CommandRun]) -> list[Path]:
-    """Draw what there is: engines, time by stage, memory over time, cost against length."""
+    """Plot the engines, and for clips the time by stage, memory over time, and time over length."""
     from matplotlib.figure import Figure
 
     paths: list[Path] = []

@@ -1,4 +1,4 @@
-"""Runs on the emulated processor: calls a submodel some number of times, with either engine.
+"""Runs on the emulated processor: calls a submodel a number of times, with either engine.
 
 python run_calls.py onnxruntime model.onnx inputs.npz CALLS
 python run_calls.py tvm program.json inputs.npz CALLS libsonic_acl.so
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def main(engine: str, graph: str, inputs: str, calls: str, bridge: str = "") -> None:
-    """Call it; prints the sum of all outputs, so that both engines can be seen to compute the same."""
+    """Call it, and print the sum of absolute outputs, which shows that the engines compute the same."""
     with np.load(inputs) as stored:
         feeds = {name: stored[name] for name in stored}
     outputs: dict[str, np.ndarray] = {}

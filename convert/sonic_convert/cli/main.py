@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 import numpy as np
@@ -22,8 +22,12 @@ from sonic.options import GenerationOptions, RunOptions
 from sonic.progress import ConsoleProgress
 from sonic.schema import narrowed
 from sonic_convert.checkpoint.layout import Variant
-from sonic_convert.cli.convert import COMMANDS, PATH, VARIANT
+from sonic_convert.cli.convert import COMMANDS
+from sonic_convert.cli.options import PATH, VARIANT
 from sonic_convert.cli.target import COMMANDS as TARGET_COMMANDS
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from sonic_convert.synth.checkpoint_writer import Dtype
 
 ASSETS = Path(sonic_convert.__file__).with_name("assets")
 
@@ -31,7 +35,7 @@ ASSETS = Path(sonic_convert.__file__).with_name("assets")
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(sonic_convert.__version__, package_name="sonic-convert")
 def main() -> None:
-    """From a Sonic checkpoint in PyTorch to a bundle that runs without it."""
+    """Convert a Sonic checkpoint to a bundle that runs without PyTorch."""
 
 
 @main.command()
@@ -40,7 +44,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
-def synth(out: Path, size: Any, seed: int, dtype: Any, overwrite: bool) -> None:
+def synth(out: Path, size: Literal["small", "published"], seed: int, dtype: Dtype, overwrite: bool) -> None:
     """Write a checkpoint of random weights in the official layout."""
     with user_errors():
         from sonic_convert.synth.synthesize import synthesize
@@ -93,7 +97,10 @@ def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptio
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @click.option("--picture", type=PATH, help="Write the worst frame, side by side, to this PNG.")
 @click.option(
-    "--record/--no-record", default=True, show_default=True, help="Note the result in the bundle's manifest."
+    "--record/--no-record",
+    default=True,
+    show_default=True,
+    help="Record the result in the bundle's manifest.",
 )
 @VARIANT
 def parity(
@@ -108,7 +115,7 @@ def parity(
     record: bool,
     variant: Variant,
 ) -> None:
-    """Compare BUNDLE with PyTorch running CHECKPOINT; exits with 1 beyond the tolerances."""
+    """Compare BUNDLE with PyTorch running CHECKPOINT; exits with 1 if a tolerance is exceeded."""
     with user_errors():
         from sonic.bundle.store import find_bundle
         from sonic_convert.parity import parity as stage
@@ -130,7 +137,7 @@ def parity(
 @click.argument("video", type=PATH)
 @click.option("--bundle", help="A bundle's name or path, whose face detector finds the face.")
 @click.option("--face-box", help="x1,y1,x2,y2 of the face in pixels, in place of a bundle.")
-@click.option("--portrait", type=PATH, help="The picture that the face is held against.")
+@click.option("--portrait", type=PATH, help="The picture that the face is compared with.")
 @click.option("--reference", type=PATH, help="Another video of the same size and length, to compare with.")
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @click.option("--sheet", type=PATH, help="Write a contact sheet to this PNG.")

@@ -1,4 +1,4 @@
-"""The commands of ``sonic-convert`` that are about the machines that bundles run on."""
+"""The commands of ``sonic-convert`` for the machines that bundles run on: sysroot, compile, bridge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from sonic.cli.errors import user_errors
 from sonic.progress import ConsoleProgress
-from sonic_convert.cli.convert import PATH
+from sonic_convert.cli.options import PATH
 
 
 @click.command()
@@ -68,7 +68,7 @@ def compile(  # noqa: A001 (the command's name)
 @click.argument("output", type=PATH)
 @click.option("--cache", type=PATH, help="The folder of 'sonic-convert sysroot', where the compiler is.")
 def bridge(output: Path, cache: Path | None) -> None:
-    """Build the library between TVM and the Arm Compute Library alone; compiled bundles bring it along."""
+    """Build only the library between TVM and the Arm Compute Library; compiled bundles contain it."""
     with user_errors():
         from sonic_convert.compilation.bridge_build import build_bridge
         from sonic_convert.compilation.toolchain import find_compiler

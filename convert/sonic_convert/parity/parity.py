@@ -30,6 +30,7 @@ from sonic_calibration.quality.picture import VideoDifference, compare_videos
 from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
+from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.reference import ReferenceResult, TorchReference
 
@@ -96,7 +97,7 @@ def measure_parity(
     noise: Path | None = None,
     progress: Progress | None = None,
     picture: Path | None = None,
-    variant: str = "auto",
+    variant: Variant = "auto",
 ) -> ParityReport:
     """Generate one clip with the bundle and with PyTorch from the same noise, and compare.
 
@@ -113,7 +114,7 @@ def measure_parity(
     """
     progress = progress or NoProgress()
     options = replace(options, lip_sync_correction=False, smooth_motion=False)
-    checkpoint = Checkpoint.open(checkpoint_path, variant)  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(checkpoint_path, variant)
     model = load_model(bundle_path)
     recorder = Recorder(_CALLS_PER_SUBMODEL)
     with tempfile.TemporaryDirectory(prefix="sonic-parity-") as folder:

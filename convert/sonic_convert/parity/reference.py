@@ -169,7 +169,9 @@ class TorchReference:
                     return detect_faces(np.asarray(picture), run, self.constants.face)
 
                 return self.portrait(image, options, detect)
-        return portrait_from_picture(load_portrait(image), str(image), detector, options, self.constants.portrait)
+        return portrait_from_picture(
+            load_portrait(image), str(image), detector, options, self.constants.portrait
+        )
 
     def _speech(self, sound: Sound, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Audio tokens (frames, tokens, width), those of silence (tokens, width), and buckets (frames, 2)."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sonic.bundle.manifest import Manifest
+from sonic.bundle.store import open_bundle
 from sonic.errors import InputError
 from sonic.progress import Progress
 from sonic_calibration.ranges.calibration import Calibration
-from sonic_calibration.recording.examples import BUILT_IN, read_examples
+from sonic_calibration.recording.examples import BUILT_IN, Example, read_examples
 from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.bundle_writer import check_target
+from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.conversion import convert
+from sonic_convert.quantization.plan import PrecisionPlan
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
 from sonic_convert.quantization.search import Budget, search
+from sonic_convert.quantization.sensitivity import Sensitivity, measure_sensitivity
 
 _BUDGET_EXAMPLES = 2  # how many examples a budget is measured on
 
@@ -89,11 +94,52 @@ def reduce_bundle(
     return quantize_bundle(source, target, quantization, calibration, work / "graphs", progress)
 
 
+def measure_bundle_sensitivity(
+    source: Path,
+    plan: PrecisionPlan,
+    examples: Sequence[Example],
+    recording: RecordingOptions,
+    work: Path,
+    unit: str = "block",
+    calls: int = 4,
+    progress: Progress | None = None,
+) -> list[Sensitivity]:
+    """Calibrate a bundle, and measure the sensitivity of every unit that a plan quantizes.
+
+    Args:
+        source: the full-precision bundle.
+        plan: the precisions to try.
+        examples: portraits and speech.
+        recording: how much of the examples is recorded.
+        work: recordings, the calibration and finished units, from which an interrupted call resumes.
+        unit: "layer" or "block".
+        calls: how many recorded calls each unit is tried on.
+        progress: shows the stages.
+
+    Raises:
+        InputError: the source or an example cannot be used, or the plan quantizes nothing.
+        OutputError: a file cannot be written.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    calibration, recordings = calibrate_bundle(
+        source, examples, recording, work / "calibration.npz", plan.quantized, work, progress
+    )
+    bundle = open_bundle(source, check_digests=False)
+    return [
+        sensitivity
+        for submodel in plan.quantized
+        for sensitivity in measure_sensitivity(
+            bundle, submodel, recordings, calibration, plan, unit=unit, calls=calls, work=work,
+            progress=progress,
+        )
+    ]  # fmt: skip
+
+
 def convert_reduced(
     checkpoint: Path,
     target: Path,
     options: ReducedPrecision,
-    variant: str = "auto",
+    variant: Variant = "auto",
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
