@@ -176,3 +176,11 @@ def test_no_jobs_is_one_sentence(small, tmp_path: Path, content: str | None) -> 
         (tmp_path / "jobs.jsonl").write_text(content)
     result = run(tmp_path, small.bundle)
     assert result.exit_code == 2 and "jobs.jsonl" in result.output
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_job(small, folder: Path) -> None:
+    """Notepad and PowerShell begin UTF-8 files with one."""
+    path = write(folder, [job("a")])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert run(folder, small.bundle).exit_code == 0
+    assert list(bytes_of(folder)) == ["a.mp4"]
