@@ -1,4 +1,4 @@
 """Converts a Sonic checkpoint to a bundle that the runtime runs without PyTorch."""
 
-# First: importing sonic disables ONNX Runtime's telemetry, which has to happen before onnxruntime is imported.
+# First: importing sonic disables ONNX Runtime's telemetry, which it has to do before onnxruntime is imported.
 from sonic import __version__ as __version__  # one release, one version

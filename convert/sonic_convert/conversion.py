@@ -27,7 +27,7 @@ from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, ne
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.export import stages
-from sonic_convert.export.dimensions import files_of_dimensions, read_dimensions
+from sonic_convert.export.dimensions import dimension_files, read_dimensions
 from sonic_convert.export.stages import StageResult
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.golden import FOLDER, make_golden
@@ -75,7 +75,7 @@ def convert(
     except OSError as error:
         raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
     weights = {path for submodel in SUBMODELS for path in checkpoint.files(submodel.component)}
-    files = sorted(weights | files_of_dimensions(checkpoint))
+    files = sorted(weights | dimension_files(checkpoint))
     with progress.stage("reading checkpoint", len(files)) as advance:
         sources = {path: _source_info(path, checkpoint.path, work, advance) for path in files}
     results: dict[str, dict[str, StageResult]] = {}
@@ -100,7 +100,7 @@ def _convert_submodel(
 ) -> dict[str, StageResult]:
     folder = work / submodel.name
     # The shapes of the example inputs follow from the dimensions.
-    read = {*checkpoint.files(submodel.component), *files_of_dimensions(checkpoint)}
+    read = {*checkpoint.files(submodel.component), *dimension_files(checkpoint)}
     digest = hashlib.sha256("\n".join(sources[path].sha256 for path in sorted(read)).encode())
     exported = stages.export(submodel, checkpoint, folder / "exported", digest.hexdigest())
     advance()

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from sonic.bundle.manifest import mask_input
 from sonic.engines.onnx import OnnxRuntimeEngine, open_session, session_options
 from sonic.model import SonicModel
 from sonic.progress import Progress
@@ -159,7 +160,7 @@ def unet_inputs(
     face_mask = torch.zeros(1, 1, resolution_pixels, resolution_pixels)
     face_mask[..., quarter:-quarter, quarter:-quarter] = 1
     for level in range(dimensions.levels):
-        inputs[f"mask_{level}"] = interpolate(face_mask, (side >> level,) * 2, mode="bicubic")
+        inputs[mask_input(level)] = interpolate(face_mask, (side >> level,) * 2, mode="bicubic")
     return inputs, face_mask
 
 

@@ -74,7 +74,7 @@ class Lowering:
     def vector_operand(
         self, node: onnx.NodeProto, other: str, shape: Sequence[int], axis: int
     ) -> np.ndarray | None:
-        """The constant operand of a node beside `other`, if it broadcasts to `shape` along `axis` alone.
+        """The constant operand of a node other than `other`, if it broadcasts to `shape` along `axis` alone.
 
         Returns:
             float32 (shape[axis],), or None.

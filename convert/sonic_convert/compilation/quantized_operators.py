@@ -37,7 +37,7 @@ def _quantize(state: Lowering, node: onnx.NodeProto) -> None:
     value, quantization = state.value(node, 0), _quantization(state, node)
     if len(node.input) < 3 or np.asarray(state.value(node, 2)).dtype == np.uint8:
         raise InputError(
-            f"the node '{node.name}' has unsigned activations, but ARM's kernels want signed ones; quantize "
+            f"the node '{node.name}' has unsigned activations, but ARM's kernels need signed ones; quantize "
             "the full-precision bundle with --isa aarch64"
         )
     if quantization is None or not isinstance(value, Tensor):

@@ -8,7 +8,7 @@ from pathlib import Path
 from sonic.errors import InputError
 from sonic_convert.checkpoint.checkpoint import COMPONENTS, CONSTANTS, Checkpoint
 
-_AUDIO_HEAD = "audio2token"  # no configuration says how many tokens it makes
+_AUDIO_HEAD = "audio2token"  # the number of its tokens is not in any configuration
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_dimensions(checkpoint: Checkpoint) -> Dimensions:
     )
 
 
-def files_of_dimensions(checkpoint: Checkpoint) -> set[Path]:
+def dimension_files(checkpoint: Checkpoint) -> set[Path]:
     """The files that the dimensions and the constants come from: the configurations and the audio head."""
     files = {path for component in (*COMPONENTS, CONSTANTS) for path in checkpoint.files(component)}
     return {path for path in files if path.suffix == ".json"} | set(checkpoint.files(_AUDIO_HEAD))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
+from sonic.bundle.manifest import mask_input
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import builders
 from sonic_convert.export.dimensions import Dimensions
@@ -116,7 +117,7 @@ class Submodel:
 
 def _unet_inputs(d: Dimensions) -> tuple[TensorSpec, ...]:
     masks = (
-        TensorSpec(f"mask_{level}", (1, 1, f"height_{level}", f"width_{level}"), (0.0, 1.0))
+        TensorSpec(mask_input(level), (1, 1, f"height_{level}", f"width_{level}"), (0.0, 1.0))
         for level in range(d.levels)
     )
     return (

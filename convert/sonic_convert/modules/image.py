@@ -36,7 +36,7 @@ class ImageEncoder(nn.Module):
         with torch.device("meta"):
             clip = CLIPVisionModelWithProjection(settings)
         load_strict(clip, state, source)
-        for module in clip.modules():  # a buffer that no file holds: 0, 1, 2, ...
+        for module in clip.modules():  # a buffer that is in no file: 0, 1, 2, ...
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:
                     positions = torch.arange(buffer.numel()).reshape(buffer.shape)

@@ -66,7 +66,7 @@ def synthesize(
 
 def _write(writer: CheckpointWriter, dimensions: SynthDimensions, seed: int) -> None:
     def tensors(module: nn.Module, component: str, generator_seed: int = seed) -> State:
-        # Cast one by one: at the published size the float32 tensors would not fit beside each other.
+        # Cast one by one: at the published size all float32 tensors would not fit into memory.
         return {
             name: values.to(writer.dtype) for name, values in random_state(module, generator_seed, component)
         }

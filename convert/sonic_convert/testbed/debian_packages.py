@@ -136,7 +136,7 @@ def start(folder: Path) -> Path:
 def unpack(wanted: PackageSet, cache: Path, progress: Progress) -> Path:
     """The folder `cache/name` with the packages unpacked; nothing is done where it is complete.
 
-    Downloads stay in `cache` until the folder is complete, so that an interrupted run goes on with them.
+    Downloads stay in `cache` until the folder is complete, so that an interrupted run resumes from them.
 
     Raises:
         InputError: there is no mirror, it does not have a package, or a download fails.

@@ -14,7 +14,7 @@ namespace sonic::acl {
 namespace {
 
 // The scores of a block (512 KB) and the keys and values that belong to it fit into a second-level cache, and
-// reshaping these for so many queries hardly counts.
+// for so many queries the cost of reshaping these is small.
 constexpr int64_t kMostQueries = 256;
 constexpr int64_t kMostKeys = 512;
 constexpr int64_t kMostScores = 128 * 1024;

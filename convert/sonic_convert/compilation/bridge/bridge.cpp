@@ -264,7 +264,7 @@ void clear() {
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
-    // Every bundle brings a copy of this library along: the first one loaded serves all.
+    // Every bundle contains a copy of this library: the first one loaded serves all.
     if (tvm::ffi::Function::GetGlobal("sonic.acl.version").has_value()) return;
     install_scheduler();
     tvm::ffi::reflection::GlobalDef()

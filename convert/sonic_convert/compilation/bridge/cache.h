@@ -1,4 +1,4 @@
-// What is configured once and used by many calls.
+// Functions that are configured once and used by many calls.
 #pragma once
 
 #include <map>
@@ -11,10 +11,10 @@
 
 namespace sonic::acl {
 
-/// Functions with constants, by these constants' key (a hash of their content, given at compile time: an
-/// address can come back for others) and what else they were configured for.
+/// Functions with constants, by the key of the constants (a hash of their content, given at compile time: an
+/// address can be reused for others) and the rest of their configuration.
 ///
-/// One function for all callers, who wait for each other: its reshaped weights then exist once, and the
+/// All callers share one function and wait for each other: its reshaped weights then exist once, and the
 /// threads would be shared anyway.
 class Cache {
 public:
@@ -59,7 +59,7 @@ private:
     std::unordered_map<std::string, std::map<std::string, std::shared_ptr<Slot>>> slots_;
 };
 
-/// Functions without weights, by what they are configured for: as many of each as there were callers at once.
+/// Functions without weights, by their configuration: as many of each as there were callers at one time.
 template <class Key, class Made>
 class Pool {
 public:

@@ -35,7 +35,7 @@ constexpr double kCopyOfRow = 4.0 * 512;  // the most that ACL copies of a row o
 // Up to so many channels the error of Winograd's 4 x 4 tiles stays below 2e-6 of the result (it is 3.6e-6
 // with 320 channels and 8e-6 with 1280, where a product of matrices has 0.4e-6).
 constexpr int64_t kMostWinogradChannels = 64;
-constexpr int64_t kMostPad = 3;  // with 4 and more ACL's transforms read what is not there
+constexpr int64_t kMostPad = 3;  // with 4 and more ACL's transforms read out of bounds
 
 TensorInfo nhwc(const TensorShape &shape) {
     TensorInfo info(shape, 1, DataType::F32);
@@ -63,7 +63,7 @@ struct Infos {
 struct Winograd {
     int64_t tile_height, tile_width;
 
-    /// The tiles that ACL takes, which follow from the sizes; none where it has no transform.
+    /// The tiles that ACL uses, which follow from the sizes; none where it has no transform.
     static Winograd of(const ConvolutionShape &s) {
         const int64_t most = std::max({s.pad_top, s.pad_left, s.pad_bottom, s.pad_right});
         const bool suits = s.stride_height == 1 && s.stride_width == 1 && most <= kMostPad;

@@ -17,12 +17,12 @@ template <class... Parts>
     throw tvm::ffi::Error("ValueError", text.str(), "");
 }
 
-/// Throws: ACL has no way to do it.
+/// Throws: ACL does not support it.
 [[noreturn]] inline void refuse_by_acl(const std::string &function, const std::string &reason) {
     throw tvm::ffi::Error("RuntimeError", "the Arm Compute Library refuses " + function + ": " + reason, "");
 }
 
-/// Throws ACL's own reason where its validate() says no.
+/// Throws ACL's own reason where its validate() fails.
 inline void require(const arm_compute::Status &status, const char *function) {
     if (!status) refuse_by_acl(function, status.error_description());
 }

@@ -15,7 +15,7 @@ using arm_compute::DataType;
 using arm_compute::TensorInfo;
 using arm_compute::TensorShape;
 
-constexpr size_t kAlignment = 4096;  // the largest that ACL's operators ask for
+constexpr size_t kAlignment = 4096;  // the largest that ACL's operators require
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -45,7 +45,7 @@ Scratch::Scratch(size_t bytes) {
     {
         const std::lock_guard lock(spares.mutex);
         auto &buffers = spares.buffers;
-        // The smallest that suffices, or else the largest, which then makes place for a larger one.
+        // The smallest that suffices, otherwise the largest, which is then replaced by a larger one.
         const auto rank = [bytes](const Buffer &buffer) {
             return buffer.size() >= bytes ? buffer.size()
                                           : std::numeric_limits<size_t>::max() - buffer.size();
@@ -142,7 +142,7 @@ void Function::run(std::initializer_list<Binding> bindings) {
         place(Lifetime::Persistent, persistent_.data());
         const Buffer once(bytes_of(Lifetime::Prepare));
         place(Lifetime::Prepare, once.data());
-        // Of its own: preparing leaves addresses of what is gone afterwards in the pack.
+        // A separate pack: preparing leaves addresses in it that are invalid afterwards.
         auto constants = pack();
         prepare_(constants);
         prepared_ = true;

@@ -1,4 +1,4 @@
-// A configured ACL operator with its tensors and its memory.
+// A configured ACL operator with its tensors and memory.
 #pragma once
 
 #include <arm_compute/core/ITensorPack.h>
@@ -15,7 +15,7 @@
 
 namespace sonic::acl {
 
-/// Aligned memory without values.
+/// Aligned, uninitialized memory.
 class Buffer {
 public:
     Buffer() = default;
@@ -32,7 +32,7 @@ private:
     size_t size_{0};
 };
 
-/// Memory that a call borrows; calls one after the other get the same.
+/// Memory that a call borrows; consecutive calls get the same.
 class Scratch {
 public:
     explicit Scratch(size_t bytes);
@@ -45,20 +45,20 @@ public:
         return reinterpret_cast<Value *>(buffer_.data() + offset);
     }
 
-    /// Gives the memory that no call holds back to the system.
+    /// Returns memory that no call holds to the system.
     static void clear();
 
 private:
     Buffer buffer_;
 };
 
-/// An operand's slot in ACL's packs (ACL_SRC_0, ...) and what it looks like.
+/// An operand's slot in ACL's packs (ACL_SRC_0, ...) and its description.
 struct Operand {
     int slot;
     arm_compute::TensorInfo info;
 };
 
-/// An operand's slot and where its values are in this call.
+/// An operand's slot and the address of its values in this call.
 struct Binding {
     int slot;
     const void *data;
@@ -70,7 +70,7 @@ struct Binding {
 /// a run needs is borrowed.
 class Function {
 public:
-    /// The operator is configured already, under as many parts as here.
+    /// The operator has to be configured already, with the same number of parts.
     template <class Operator>
     Function(std::shared_ptr<Operator> op, unsigned parts, const std::vector<Operand> &operands)
         : Function(

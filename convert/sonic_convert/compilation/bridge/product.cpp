@@ -21,7 +21,7 @@ using Gemm = arm_compute::experimental::op::ll::CpuGemmAssemblyDispatch;
 
 constexpr int64_t kMostRows = 256;
 constexpr int64_t kMostColumns = 512;
-constexpr int64_t kLeastOperations = 2'000'000;  // of a task, so that a call's own work does not count
+constexpr int64_t kLeastOperations = 2'000'000;  // of a task, so that the overhead of a call is small
 constexpr int64_t kMostStep = std::numeric_limits<uint32_t>::max() / sizeof(float);  // ACL's have 32 bits
 
 TensorInfo strided(const TensorShape &shape, std::initializer_list<int64_t> steps) {

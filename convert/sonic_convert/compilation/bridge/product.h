@@ -10,7 +10,7 @@
 
 namespace sonic::acl {
 
-/// How far apart values are: from a row to the next, and from a matrix to the next.
+/// Strides, in values: from a row to the next, and from a matrix to the next.
 struct Steps {
     int64_t row, matrix;
 };

@@ -35,8 +35,8 @@ constexpr double kMostBytes = 32e6;  // that a part of a dense layer takes besid
 constexpr int64_t kMostInTask = 65536;
 
 /// ACL multiplies and sums up integers, and the bridge turns the sums into values: as exactly as ONNX defines
-/// it and with as few instructions as ACL's own requantization, which rounds in fixed point. The input's zero
-/// point is a constant of every output then, part of its bias.
+/// it, and with as few instructions as ACL's own requantization, which rounds in fixed point. The input's zero
+/// point then adds a constant to every output, which is part of its bias.
 struct QuantizedFunction {
     std::shared_ptr<Function> function;
     std::vector<float> scales;
@@ -125,7 +125,7 @@ std::shared_ptr<QuantizedFunction> make(const Layer &layer, const QuantizedWeigh
     return made;
 }
 
-/// Sums where real values go, if they do: both have 32 bits.
+/// Where sums are stored: in the place of the output if that is real values, as both have 32 bits.
 int32_t *place_of_sums(float *output, const Scratch &) { return reinterpret_cast<int32_t *>(output); }
 int32_t *place_of_sums(int8_t *, const Scratch &scratch) { return scratch.as<int32_t>(); }
 

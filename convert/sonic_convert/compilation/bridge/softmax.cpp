@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLeastExponent =
-    -126.F;  // below, a float would lose digits: exp counts as good as zero there
+    -126.F;  // below, a float would lose digits: exp is practically zero there
 
 /// 2^x for x <= 0: the integer part goes into the exponent, a polynomial does the rest (relative error 1e-7).
 inline float32x4_t power_of_two(float32x4_t x) {
@@ -30,7 +30,7 @@ inline float32x4_t power_of_two(float32x4_t x) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(y), exponent));
 }
 
-/// The last one to three values, filled up so that they count neither for the greatest nor for the sum.
+/// The last one to three values, padded so that the padding affects neither the greatest nor the sum.
 inline float32x4_t load_some(const float *values, int64_t count) {
     float some[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
     std::memcpy(some, values, count * sizeof(float));

@@ -1,18 +1,18 @@
-// Softmax, of whole rows and of rows that arrive in pieces.
+// Softmax of whole rows, and of rows that arrive in pieces.
 #pragma once
 
 #include <cstdint>
 
 namespace sonic::acl {
 
-/// What is known of one row's softmax so far: the sum of exp(scale * (score - greatest)).
+/// The state of one row's softmax so far: the sum of exp(scale * (score - greatest)).
 struct RowSum {
     float greatest;
     float sum;
 };
 
 /// Replaces scores by exp(scale * (score - greatest)) with the greatest score of the row so far, adds them to
-/// the row's sum, and returns by what earlier parts of the row must be multiplied. scale is positive.
+/// the row's sum, and returns the factor for earlier parts of the row. scale is positive.
 float exponentials(float *scores, int64_t count, float scale, RowSum &row);
 
 /// values *= factor.

@@ -1,4 +1,4 @@
-// Large convolutions in pieces, so that what ACL needs besides stays small.
+// Large convolutions in pieces, so that ACL's additional memory stays small.
 #pragma once
 
 #include "convolution.h"
@@ -12,9 +12,9 @@ namespace sonic::acl {
 
 /// A convolution in equal pieces: some images each or, where one image is too much, some rows of it.
 ///
-/// All pieces have one shape, so that one configured function (and its reshaped weights) does for all; the
-/// last one overlaps the one before where they do not divide evenly. Rows are copied with their neighbours
-/// to a scratch, where those outside of the image are zero (or the zero point).
+/// All pieces have one shape, so that one configured function (and its reshaped weights) serves all; the last
+/// one overlaps the one before where they do not divide evenly. Rows are copied with their neighbours to
+/// scratch memory, where those outside of the image are zero (or the zero point).
 class Tiles {
 public:
     /// bytes_per_row: what ACL needs for a row of output in one image.

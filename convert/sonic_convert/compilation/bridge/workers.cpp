@@ -136,7 +136,7 @@ public:
 
 protected:
     void run_workloads(std::vector<Workload> &workloads) override {
-        // By thread_id a kernel finds its scratch, of which there is as much as parts were configured, and
+        // By thread_id a kernel finds its scratch memory, which exists once for every configured part, and
         // sometimes its share of the work: part i has the id i, whichever thread it runs in.
         const unsigned parts = std::min<size_t>(parts_here, workloads.size());
         parallel(parts, [&](size_t part) {

@@ -13,7 +13,7 @@ void set_threads(unsigned count);
 /// are busy with another caller's tasks or where the caller is such a task itself.
 void parallel(size_t count, const std::function<void(size_t)> &task);
 
-/// Into how many parts ACL splits the kernels that this thread configures and runs meanwhile.
+/// The number of parts into which ACL splits the kernels that this thread configures and runs meanwhile.
 ///
 /// ACL chooses kernels and the order of sums by the number of threads that it is configured for. The parts
 /// follow from the amount of work alone and are shared among however many threads there are, so the result
