@@ -101,6 +101,8 @@ class GenerationOptions(Validated):
         )
 
 
+DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's values
+
 MemoryMode = Literal["low", "balanced", "fast"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 

@@ -15,6 +15,7 @@ import pytest
 import sonic
 from sonic.bundle.manifest import read_manifest
 from sonic.bundle.store import find_bundle
+from sonic.options import GenerationOptions
 from sonic_calibration.quality.picture import compare_videos
 from sonic_calibration.ranges.calibration import Calibration
 from sonic_calibration.recording.examples import BUILT_IN, read_examples
@@ -73,7 +74,7 @@ class Int8:
 def int8(sysroot: Sysroot, tmp_path_factory: pytest.TempPathFactory) -> Int8:
     folder, source = tmp_path_factory.mktemp("int8"), find_bundle("sonic-tiny")
     plan = preset("int8")
-    recording = RecordingOptions(calls=2, duration_seconds=0.16, steps=2)
+    recording = RecordingOptions(calls=2, clip=GenerationOptions(duration=0.16, inference_steps=2))
     calibration: Calibration
     calibration, _ = calibrate_bundle(
         source, read_examples(BUILT_IN)[:1], recording, folder / "calibration.npz", plan.quantized, folder

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sonic.engines.watched import Observer
 from sonic.errors import InputError
 from sonic.media.video import Video
 from sonic.model import SonicModel
+from sonic.options import GenerationOptions
 from sonic.progress import NoProgress
 
 BUILT_IN = Path(__file__).parents[1] / "examples"
@@ -24,47 +25,23 @@ class Example:
     audio: Path
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    """How the clip of an example is generated.
-
-    Attributes:
-        duration_seconds: length of the clip; None for the whole recording.
-        resolution_pixels: short side of the clip; None for the bundle's default.
-        steps: denoising steps; None for the bundle's default.
-    """
-
-    duration_seconds: float | None = None
-    resolution_pixels: int | None = None
-    steps: int | None = None
-
-
-WHOLE_CLIPS = ClipSettings()
-
-
 def generate_example(
-    model: SonicModel, example: Example, settings: ClipSettings, observer: Observer | None = None
+    model: SonicModel, example: Example, options: GenerationOptions, observer: Observer | None = None
 ) -> Video:
     """Generate the video of an example, without progress output.
 
     Args:
         model: the loaded bundle.
         example: the portrait and the recording.
-        settings: length, size and steps of the clip.
+        options: of the clip.
         observer: is called with every call of a submodel.
 
     Raises:
-        InputError: the example cannot be used.
+        InputError: the example or an option cannot be used.
         BundleError: the bundle cannot be run.
     """
     return model.generate(
-        example.image,
-        example.audio,
-        duration=settings.duration_seconds,
-        min_resolution=settings.resolution_pixels,
-        inference_steps=settings.steps,
-        progress=NoProgress(),
-        observer=observer,
+        example.image, example.audio, **asdict(options), progress=NoProgress(), observer=observer
     )
 
 

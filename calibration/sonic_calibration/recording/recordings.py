@@ -1,6 +1,6 @@
 """Records the inputs and outputs of submodels on disk while example clips are generated.
 
-    recordings = record(bundle, examples, Path("recordings"), RecordingOptions(steps=25))
+    recordings = record(bundle, examples, Path("recordings"), RecordingOptions(calls=4))
     for sample in recordings.samples("unet"):
         sample.arrays("in")["sample"], sample.tags["sigma"]
 
@@ -26,9 +26,10 @@ from sonic.bundle.store import sha256_of
 from sonic.engines.watched import Call
 from sonic.errors import InputError, OutputError
 from sonic.model import load_model
+from sonic.options import DEFAULT_CLIP, GenerationOptions
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replacing
-from sonic_calibration.recording.examples import ClipSettings, Example, generate_example
+from sonic_calibration.recording.examples import Example, generate_example
 from sonic_calibration.recording.recorder import Recorder
 
 _INDEX = "calls.json"
@@ -36,36 +37,27 @@ _INDEX = "calls.json"
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """What is generated for a recording, and how much of it is kept.
+    """What is generated for calibration, and how much of it is kept.
 
     Attributes:
-        calls: maximum number of calls that are kept for each submodel and example.
-        bytes: maximum size of all kept inputs and outputs together; the first call of each submodel and
-            example is always kept.
-        duration_seconds: length of each clip; None for the whole recording of the example.
-        resolution_pixels: short side of each clip; None for the bundle's default.
-        steps: denoising steps; None for the bundle's default.
+        calls: calls of each submodel to keep per example, at most.
+        bytes: limit for all examples and submodels together, inputs and outputs; the first call is always
+            kept.
+        clip: how each example is generated.
 
     Raises:
-        InputError: `calls` or `bytes` is below 1.
+        InputError: a number is below 1.
     """
 
     calls: int = 8
     bytes: int = 2_000_000_000
-    duration_seconds: float | None = None
-    resolution_pixels: int | None = None
-    steps: int | None = None
+    clip: GenerationOptions = DEFAULT_CLIP
 
     def __post_init__(self) -> None:
         if self.calls < 1 or self.bytes < 1:
             raise InputError(
                 f"{self.calls} calls and {self.bytes} bytes are to be kept; both should be at least 1"
             )
-
-    @property
-    def clip(self) -> ClipSettings:
-        """The settings of the generated clips."""
-        return ClipSettings(self.duration_seconds, self.resolution_pixels, self.steps)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sonic.bundle.manifest import SubmodelInfo
 from sonic.bundle.store import Bundle, find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.errors import InputError
+from sonic.options import GenerationOptions
 from sonic.progress import ConsoleProgress, Progress
 from sonic.storage.files import write_json
 from sonic_calibration.recording.recordings import RecordingOptions
@@ -193,7 +194,10 @@ def _int8(source: Path, target: Path, resolution_pixels: int, progress: Progress
             shutil.copyfile(EMBEDDED / name, examples / name)
         options = ReducedPrecision(
             QuantizationOptions(preset("int8"), QdqOptions(isa="aarch64")),
-            RecordingOptions(calls=1, duration_seconds=0.3, resolution_pixels=resolution_pixels, steps=1),
+            RecordingOptions(
+                calls=1,
+                clip=GenerationOptions(duration=0.3, min_resolution=resolution_pixels, inference_steps=1),
+            ),
             examples,
         )
         reduce_bundle(source, target, options, progress=progress)

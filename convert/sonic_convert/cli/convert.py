@@ -171,7 +171,7 @@ def compare(
 
         found = find_bundle(bundle)
         compared = comparison.compare_bundles(
-            find_bundle(reference), found, clips.read_examples(), clips.settings, ConsoleProgress()
+            find_bundle(reference), found, clips.read_examples(), clips.clip, ConsoleProgress()
         )
         console().print(comparison.comparison_table(compared, f"{bundle} compared with {reference}"))
         if report_path is not None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from sonic.cli.options import PATH, with_options
+from sonic.options import GenerationOptions
 from sonic_calibration.ranges.statistics import METHODS
-from sonic_calibration.recording.examples import BUILT_IN, ClipSettings, Example, read_examples
+from sonic_calibration.recording.examples import BUILT_IN, Example, read_examples
 from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.quantization.profiles import PROFILES
 from sonic_convert.quantization.qdq import ISAS, QdqOptions
@@ -21,7 +23,6 @@ if TYPE_CHECKING:  # it imports PyTorch
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-PATH = click.Path(path_type=Path)
 VARIANT = click.option(
     "--variant",
     type=click.Choice(["auto", "fp16", "fp32"]),
@@ -37,18 +38,11 @@ class ClipArguments:
     """Which clips are generated."""
 
     examples: Path
-    duration: float | None
-    resolution: int | None
-    steps: int | None
+    clip: GenerationOptions
 
     def read_examples(self) -> list[Example]:
         """The portraits and recordings."""
         return read_examples(self.examples)
-
-    @property
-    def settings(self) -> ClipSettings:
-        """How their clips are generated."""
-        return ClipSettings(self.duration, self.resolution, self.steps)
 
 
 @dataclass(frozen=True)
@@ -61,9 +55,7 @@ class RecordingArguments(ClipArguments):
     @property
     def options(self) -> RecordingOptions:
         """How the clips are generated, and how much is recorded."""
-        return RecordingOptions(
-            self.calls, int(self.gigabytes * 1e9), self.duration, self.resolution, self.steps
-        )
+        return RecordingOptions(self.calls, int(self.gigabytes * 1e9), self.clip)
 
 
 @dataclass(frozen=True)
@@ -118,9 +110,7 @@ _Option = Callable[[Callable[..., None]], Callable[..., None]]
 _CLIPS: tuple[_Option, ...] = (
     click.option("--examples", type=PATH, default=BUILT_IN,
                  help="Folder of portraits and speech [the built-in ones]."),
-    click.option("--duration", type=float, help="Seconds of each recording to use [all]."),
-    click.option("--resolution", type=int, help="Short side in pixels [the bundle's]."),
-    click.option("--steps", type=int, help="Denoising steps [the bundle's]."),
+    with_options(GenerationOptions, "clip", only=("duration", "min_resolution", "inference_steps")),
 )  # fmt: skip
 _RECORDING: tuple[_Option, ...] = (
     click.option("--calls", type=int, default=8, show_default=True,

@@ -14,12 +14,13 @@ from rich.table import Table
 from sonic.bundle.store import open_bundle
 from sonic.media.video import Video
 from sonic.model import load_model
+from sonic.options import DEFAULT_CLIP, GenerationOptions
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import write_json
 from sonic_calibration.quality.picture import Box
 from sonic_calibration.quality.report import judge
 from sonic_calibration.quality.video_face import largest_face, portrait_of_size
-from sonic_calibration.recording.examples import WHOLE_CLIPS, ClipSettings, Example, generate_example
+from sonic_calibration.recording.examples import Example, generate_example
 from sonic_convert.bundle_writer import write_manifest
 
 
@@ -103,14 +104,14 @@ class Reference:
     """The clips that other bundles are compared with; made by `generate_reference`."""
 
     bundle: str
-    settings: ClipSettings
+    settings: GenerationOptions
     clips: tuple[ReferenceClip, ...]
 
 
 def generate_reference(
     bundle: Path,
     examples: Sequence[Example],
-    settings: ClipSettings = WHOLE_CLIPS,
+    settings: GenerationOptions = DEFAULT_CLIP,
     progress: Progress | None = None,
 ) -> Reference:
     """Generate every example with the full-precision bundle.
@@ -158,7 +159,7 @@ def compare_bundles(
     reference: Path,
     bundle: Path,
     examples: Sequence[Example],
-    settings: ClipSettings = WHOLE_CLIPS,
+    settings: GenerationOptions = DEFAULT_CLIP,
     progress: Progress | None = None,
 ) -> BundleComparison:
     """Generate every example with both bundles; see `generate_reference` and `compare_with`."""
@@ -190,7 +191,7 @@ def comparison_table(comparison: BundleComparison, title: str) -> Table:
         )
     change = comparison.lip_sync_change
     table.caption = f"mean PSNR {comparison.psnr_db:.1f} dB, worst clip {comparison.worst_psnr_db:.1f}" + (
-        "" if change is None else f"; mean change of lip sync {change:+.3f}"
+        "" if change is None else f"; lip sync {change:+.3f} in the mean"
     )
     return table
 

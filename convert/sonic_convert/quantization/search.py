@@ -17,9 +17,10 @@ from pathlib import Path
 
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError
+from sonic.options import DEFAULT_CLIP, GenerationOptions
 from sonic.progress import NoProgress, Progress
 from sonic_calibration.ranges.calibration import Calibration
-from sonic_calibration.recording.examples import WHOLE_CLIPS, ClipSettings, Example
+from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization.comparison import Reference, compare_with, generate_reference
 from sonic_convert.quantization.plan import PrecisionPlan
@@ -65,7 +66,7 @@ def search(
     budget: Budget,
     examples: Sequence[Example],
     work: Path,
-    settings: ClipSettings = WHOLE_CLIPS,
+    settings: GenerationOptions = DEFAULT_CLIP,
     unit: str = "block",
     progress: Progress | None = None,
 ) -> SearchResult:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sonic.bundle.manifest import read_manifest
 from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
 from sonic.errors import InputError, OutputError
+from sonic.options import GenerationOptions
 from sonic_calibration.graphs import segments as segments_module
 from sonic_calibration.graphs.layers import find_layers
 from sonic_calibration.graphs.segments import ValueStore, needed_from, open_segment, split_graph
@@ -28,7 +29,9 @@ from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import RecordingOptions, Recordings, Sample, record
 
-OPTIONS = RecordingOptions(calls=3, duration_seconds=0.3, resolution_pixels=64, steps=2)
+OPTIONS = RecordingOptions(
+    calls=3, clip=GenerationOptions(duration=0.3, min_resolution=64, inference_steps=2)
+)
 SUBMODELS = ("vae_decoder", "unet")
 
 

@@ -15,11 +15,14 @@ from PIL import Image
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
+from sonic.options import GenerationOptions
 from sonic_calibration.recording import recordings as module
 from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import RecordingOptions, Recordings, Sample, record
 
-OPTIONS = RecordingOptions(calls=16, duration_seconds=0.3, resolution_pixels=64, steps=2)
+OPTIONS = RecordingOptions(
+    calls=16, clip=GenerationOptions(duration=0.3, min_resolution=64, inference_steps=2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +164,9 @@ def test_other_options_examples_and_submodels_replace_the_recordings(
 ) -> None:
     folder = tmp_path / "r"
     shutil.copytree(recorded.folder, folder)
-    few = RecordingOptions(calls=2, duration_seconds=0.3, resolution_pixels=64, steps=1)
+    few = RecordingOptions(
+        calls=2, clip=GenerationOptions(duration=0.3, min_resolution=64, inference_steps=1)
+    )
     digests = {recorded.digest}
     last = examples[1:]
     for chosen, submodels in ((examples, ("unet",)), (last, ("unet",)), (last, ("vae_encoder",))):
@@ -179,11 +184,19 @@ def test_the_bytes_are_kept_within_their_limit(small, examples: list[Example], t
     unlimited = record(small.bundle, examples[:1], tmp_path / "a", OPTIONS, ("unet",))
     sizes = [total_bytes(sample) for sample in unlimited.samples("unet")]
     assert len(sizes) == 6
-    limited = RecordingOptions(16, 3 * sizes[0], 0.3, 64, 2)
+    limited = RecordingOptions(
+        16, 3 * sizes[0], clip=GenerationOptions(duration=0.3, min_resolution=64, inference_steps=2)
+    )
     kept = record(small.bundle, examples[:1], tmp_path / "b", limited, ("unet",)).samples("unet")
     assert 2 <= len(kept) <= 3
     assert sum(map(total_bytes, kept)) <= limited.bytes
-    first = record(small.bundle, examples[:1], tmp_path / "c", RecordingOptions(16, 1, 0.3, 64, 1), ("unet",))
+    first = record(
+        small.bundle,
+        examples[:1],
+        tmp_path / "c",
+        RecordingOptions(16, 1, clip=GenerationOptions(duration=0.3, min_resolution=64, inference_steps=1)),
+        ("unet",),
+    )
     assert tag(first, "unet", "branches") == [[0]]
 
 

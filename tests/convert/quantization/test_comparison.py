@@ -13,7 +13,8 @@ from rich.console import Console
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import OutputError
-from sonic_calibration.recording.examples import ClipSettings, Example
+from sonic.options import GenerationOptions
+from sonic_calibration.recording.examples import Example
 from sonic_convert.quantization.comparison import (
     BundleComparison,
     ClipComparison,
@@ -24,7 +25,7 @@ from sonic_convert.quantization.comparison import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::sonic.SonicWarning")  # the video's shape at 64 pixels
-SETTINGS = ClipSettings(0.4, 64, 2)
+SETTINGS = GenerationOptions(duration=0.4, min_resolution=64, inference_steps=2)
 
 
 @pytest.fixture(scope="module")

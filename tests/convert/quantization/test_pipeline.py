@@ -10,6 +10,7 @@ import pytest
 import sonic
 from sonic.bundle.store import open_bundle
 from sonic.errors import InputError, OutputError
+from sonic.options import GenerationOptions
 from sonic_calibration.ranges.calibration import Calibration
 from sonic_calibration.recording.recordings import RecordingOptions
 from sonic_convert.quantization import pipeline
@@ -23,7 +24,7 @@ WEIGHTS = QuantizationOptions(PrecisionPlan("weights", {"audio2token": (("*", "w
 INTEGERS = QuantizationOptions(
     PrecisionPlan("mid", {"vae_decoder": (("decoder.mid_block.*", "int8"), ("*upsamplers.0.*", "int8"))})
 )
-RECORDING = RecordingOptions(calls=2, resolution_pixels=64, steps=2)
+RECORDING = RecordingOptions(calls=2, clip=GenerationOptions(min_resolution=64, inference_steps=2))
 
 
 def test_weights_alone_need_no_examples(small, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 
 import sonic
 from sonic.errors import InputError
+from sonic.options import GenerationOptions
 from sonic.verification.compare import compare
 from sonic_calibration.graphs.layers import find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_calibration.ranges.calibration import Calibration
-from sonic_calibration.recording.examples import ClipSettings, Example
+from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import RecordingOptions, Recordings
 from sonic_convert.cli.main import main
 from sonic_convert.quantization import half
@@ -35,7 +36,7 @@ from sonic_convert.quantization.sensitivity import measure_sensitivity
 BEFORE_THE_UNET = (
     "audio_encoder", "audio2token", "audio2bucket", "image_encoder", "vae_encoder", "vae_decoder",
 )  # fmt: skip
-SHORT = RecordingOptions(calls=3, resolution_pixels=64, steps=2)
+SHORT = RecordingOptions(calls=3, clip=GenerationOptions(min_resolution=64, inference_steps=2))
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def test_a_bundle_is_smaller_says_how_and_talks(
     whole = sonic.load_model(calibrated.bundle).manifest
     assert manifest.submodels["unet"].bytes < 0.5 * whole.submodels["unet"].bytes
     assert manifest.submodels["unet"].inputs == whole.submodels["unet"].inputs
-    settings = ClipSettings(resolution_pixels=64, steps=2)
+    settings = GenerationOptions(min_resolution=64, inference_steps=2)
     compared = compare_bundles(calibrated.bundle, int8, [example], settings)
     assert 20 < compared.worst_psnr_db < 100
     copy = Path(shutil.copytree(int8, tmp_path / "copy"))
@@ -285,7 +286,7 @@ def test_budgets(calibrated: Calibrated, example: Example, tmp_path: Path) -> No
         {"vae_decoder": calibrated.calibration.graphs["vae_decoder"]},
         calibrated.calibration.recordings,
     )
-    settings = ClipSettings(resolution_pixels=64, steps=2)
+    settings = GenerationOptions(min_resolution=64, inference_steps=2)
 
     def found(budget: str):  # type: ignore[no-untyped-def]
         return search(calibrated.bundle, options, calibration, calibrated.recordings, parse_budget(budget),

@@ -14,6 +14,7 @@ import sonic
 from sonic.bundle.manifest import SUBMODEL_NAMES
 from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.errors import InputError, OutputError
+from sonic.options import GenerationOptions
 from sonic.verification.verify import verify_bundle
 from sonic_calibration.ranges.calibration import Calibration
 from sonic_calibration.recording.examples import Example
@@ -217,7 +218,7 @@ def test_a_calibration_is_collected_once(
     shutil.copytree(recordings.folder, tmp_path / "work" / "recordings")
     calibration.save(tmp_path / "c.npz")
     monkeypatch.setattr(module, "calibrate", None)
-    options = RecordingOptions(calls=2, resolution_pixels=64, steps=2)
+    options = RecordingOptions(calls=2, clip=GenerationOptions(min_resolution=64, inference_steps=2))
     found, recorded = calibrate_bundle(
         small.bundle, clips, options, tmp_path / "c.npz", preset("int8").quantized, tmp_path / "work"
     )

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonic.errors import InputError
+from sonic.options import GenerationOptions
 from sonic_calibration.ranges.calibration import Calibration
-from sonic_calibration.recording.examples import ClipSettings, Example
+from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import Recordings
 from sonic_convert.quantization import search as module
 from sonic_convert.quantization.plan import PrecisionPlan
@@ -26,7 +27,7 @@ DECODER = QuantizationOptions(
     )
 )
 BLOCKS = 6
-SETTINGS = ClipSettings(0.2, 64, 2)
+SETTINGS = GenerationOptions(duration=0.2, min_resolution=64, inference_steps=2)
 
 
 @pytest.fixture(scope="module")
