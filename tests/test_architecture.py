@@ -22,7 +22,7 @@ PACKAGES = {
     ),
     "convert/sonic_convert": (
         "sonic_convert sonic_calibration sonic av click diffusers numpy onnx onnx_ir onnxruntime onnxscript "
-        "onnxsim PIL rich safetensors scipy skimage torch transformers tvm tvm_ffi "
+        "onnxsim PIL platformdirs rich safetensors scipy skimage torch transformers tvm tvm_ffi "
         "matplotlib openvino"  # of the extra that 'make bench' installs
     ),
 }

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 import sonic
 from sonic.errors import InputError
 from sonic.progress import Progress
@@ -80,12 +82,18 @@ class Sysroot:
 
 
 def default_cache() -> Path:
-    """$SONIC_SYSROOT, or sonic-arm/sysroot in the user's folder for caches."""
+    """$SONIC_SYSROOT, or sonic-arm/sysroot in the user's folder for caches.
+
+    Raises:
+        InputError: the user has no home.
+    """
     named = os.environ.get("SONIC_SYSROOT")
     if named:
         return Path(named).absolute()
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "sonic-arm/sysroot"
+    try:
+        return platformdirs.user_cache_path("sonic-arm", appauthor=False) / "sysroot"
+    except RuntimeError as error:
+        raise InputError(f"there is no folder for caches ({error}); set SONIC_SYSROOT") from error
 
 
 def make_sysroot(cache: Path, progress: Progress) -> Sysroot:
