@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -20,7 +20,7 @@ from sonic.model import ClipArguments, SonicModel, open_model
 from sonic.options import GenerationOptions, RunOptions
 from sonic.schema import Definition, PathLike, definitions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 PATH = click.Path(path_type=Path)
 _TYPES = {int: click.INT, float: click.FLOAT, Path: PATH}
 
@@ -31,7 +31,7 @@ def with_options(
     *,
     only: Collection[str] | None = None,
     but: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command the options that a dataclass defines; it gets an object of that class.
 
@@ -46,7 +46,7 @@ def with_options(
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def call(*args: Any, **values: Any) -> Any:
+        def call(*args: object, **values: object) -> object:
             given = {definition.field: values.pop(definition.field) for definition in chosen}
             with user_errors():
                 values[parameter] = kind(**given)
@@ -59,7 +59,7 @@ def with_options(
     return decorate
 
 
-def _option(definition: Definition, default: Any) -> Callable[[Command], Command]:
+def _option(definition: Definition, default: object) -> Callable[[Command], Command]:
     """One click option. Ranges are checked where the object is made, which says what would be right."""
     flag = f"--{definition.name.replace('_', '-')}"
     text = definition.option.sentence
