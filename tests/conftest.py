@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import wave
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,18 @@ from sonic_convert.synth.synthesize import synthesize
 
 ASSETS = Path(__file__).parents[1] / "convert/sonic_convert/assets"
 SPEECH = ASSETS / "speech.wav"
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes its part of the cores, before they start.
+
+    PyTorch's threads wait for each other in busy loops: with more threads than cores they take several times
+    the time. A value that was set by hand stays.
+    """
+    processes = len(getattr(config.option, "tx", None) or ())
+    if processes > 1 and "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 
 
 @dataclass(frozen=True)
@@ -28,22 +44,57 @@ class Converted:
     bundle: Path
 
 
-def _converted(folder: Path, dimensions: SynthDimensions, seed: int) -> Converted:
-    checkpoint = synthesize(folder / "checkpoint", dimensions, seed)
-    convert(checkpoint, folder / "bundle")
-    return Converted(checkpoint, folder / "bundle")
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Gives a folder by name, which a function fills; one process of the run calls it, for all of them.
+
+    Each process has a copy, made in a second where filling the folder may take a minute: what tests do to
+    theirs does not reach the other processes.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+
+        def make_here(name: str, fill: Callable[[Path], object]) -> Path:
+            folder = tmp_path_factory.mktemp(name)
+            fill(folder)
+            return folder
+
+        return make_here
+
+    common = tmp_path_factory.getbasetemp().parent / "made-once"
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        common.mkdir(exist_ok=True)
+        original, partial = common / name, common / f"{name}.partial"
+        with open(common / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits here
+            if not original.exists():
+                shutil.rmtree(partial, ignore_errors=True)  # of a process in which it failed
+                partial.mkdir()
+                fill(partial)
+                partial.rename(original)
+        return Path(shutil.copytree(original, tmp_path_factory.mktemp(name) / "copy"))
+
+    return make
+
+
+def _converted(make_once: MakeOnce, name: str, dimensions: SynthDimensions, seed: int) -> Converted:
+    def fill(folder: Path) -> None:
+        convert(synthesize(folder / "checkpoint", dimensions, seed), folder / "bundle")
+
+    folder = make_once(name, fill)
+    return Converted(folder / "checkpoint", folder / "bundle")
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+def small(make_once: MakeOnce) -> Converted:
     """The default small checkpoint and its bundle."""
-    return _converted(tmp_path_factory.mktemp("small"), SMALL, 0)
+    return _converted(make_once, "small", SMALL, 0)
 
 
 @pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+def other(make_once: MakeOnce) -> Converted:
     """A checkpoint of other widths, heads, layers and tokens, and its bundle."""
-    return _converted(tmp_path_factory.mktemp("other"), OTHER, 1)
+    return _converted(make_once, "other", OTHER, 1)
 
 
 @pytest.fixture(scope="session")

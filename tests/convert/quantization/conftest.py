@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sonic.bundle.store import Bundle, open_bundle
+from sonic.options import GenerationOptions
 from sonic_calibration.graphs.layers import Layer, find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_calibration.ranges.calibration import Calibration
@@ -24,7 +25,7 @@ from sonic_convert.quantization.plan import preset
 from sonic_convert.quantization.qdq import QdqOptions, open_quantized
 from sonic_convert.quantization.quantize import QuantizationOptions, calibrate_bundle, quantize_bundle
 
-RECORDING = RecordingOptions(calls=2, resolution_pixels=64, steps=2)
+RECORDING = RecordingOptions(calls=2, clip=GenerationOptions(min_resolution=64, inference_steps=2))
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,15 @@ def bundle(small) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def calibrated(
-    small, clips: list[Example], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Calibration, Recordings]:
+def calibrated(small, clips: list[Example], make_once: Callable[..., Path]) -> tuple[Calibration, Recordings]:
     """The small bundle's calibration for the preset "int8", and what it was collected from."""
-    work = tmp_path_factory.mktemp("calibration")
-    return calibrate_bundle(
-        small.bundle, clips, RECORDING, work / "small.npz", preset("int8").quantized, work / "work"
-    )
+
+    def collect(folder: Path) -> tuple[Calibration, Recordings]:
+        return calibrate_bundle(
+            small.bundle, clips, RECORDING, folder / "small.npz", preset("int8").quantized, folder / "work"
+        )
+
+    return collect(make_once("calibration", collect))  # the second call reads what the first one wrote
 
 
 @pytest.fixture(scope="session")
@@ -170,16 +172,18 @@ def calibration_file(calibration: Calibration, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def int8(small, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8(small, calibration: Calibration, make_once: Callable[..., Path]) -> Path:
     """The small bundle in the preset "int8"; to be read only."""
-    target = tmp_path_factory.mktemp("bundles") / "int8"
-    quantize_bundle(small.bundle, target, QuantizationOptions(preset("int8")), calibration)
-    return target
+    options = QuantizationOptions(preset("int8"))
+
+    def quantize(folder: Path) -> None:
+        quantize_bundle(small.bundle, folder / "int8", options, calibration)
+
+    return make_once("int8", quantize) / "int8"
 
 
 @pytest.fixture(scope="session")
-def fp16(small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp16(small, make_once: Callable[..., Path]) -> Path:
     """The small bundle in the preset "fp16"; to be read only."""
-    target = tmp_path_factory.mktemp("bundles") / "fp16"
-    quantize_bundle(small.bundle, target, QuantizationOptions(preset("fp16")))
-    return target
+    options = QuantizationOptions(preset("fp16"))
+    return make_once("fp16", lambda folder: quantize_bundle(small.bundle, folder / "fp16", options)) / "fp16"
