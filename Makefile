@@ -46,8 +46,12 @@ parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTor
 train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes on where it stopped)
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
-test: $(READY) ## run the fast tests
-	$(BIN)/python -m pytest -m 'not aarch64'
+# Tests with the same session fixtures are neighbours, and 'worksteal' deals out neighbours: every process gets one
+# part of the list, and one that is done takes the end of another's. By files ('loadfile') the last would work alone
+# for minutes, since a fourth of the time goes into one file. More than 8 processes would need much memory (1.5 GB
+# each) for little.
+test: $(READY) ## run the tests, on all cores
+	$(BIN)/python -m pytest -m 'not aarch64' --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
@@ -64,7 +68,7 @@ compile: $(READY) ## BUNDLE=folder TARGET=kunpeng920 [OPTIONS=...]: compile a bu
 lint: $(READY) ## ruff (errors and layout) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert training/sonic_training
+	$(BIN)/mypy runtime/sonic calibration/sonic_calibration convert/sonic_convert training/sonic_training examples generate.py
 
 format: $(READY) ## lay the code out as 'make lint' wants it
 	$(BIN)/ruff check --select I --fix .
