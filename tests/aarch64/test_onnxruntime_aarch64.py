@@ -36,8 +36,8 @@ def shorter_clip(tiny: sonic.SonicModel, short_wav: Path, tmp_path_factory: pyte
 
 def generate_here(tiny: sonic.SonicModel, audio: Path, options: GenerationOptions, folder: Path) -> Path:
     tiny.generate(
-        PORTRAIT, audio, duration=options.duration_seconds, min_resolution=options.resolution_pixels,
-        inference_steps=options.steps, dump=folder,
+        PORTRAIT, audio, duration=options.duration, min_resolution=options.min_resolution,
+        inference_steps=options.inference_steps, dump=folder,
     )  # fmt: skip
     return folder
 
@@ -55,8 +55,8 @@ def generate_emulated(
     dump, video = folder / "dump", folder / "video.mp4"
     written = run_python(
         "-m", "sonic", "generate", "--bundle", "sonic-tiny", "--image", PORTRAIT, "--audio", audio,
-        "--output", video, "--dump", dump, "--duration", options.duration_seconds,
-        "--resolution", options.resolution_pixels, "--steps", options.steps, "--threads", threads, *more,
+        "--output", video, "--dump", dump, "--duration", options.duration,
+        "--resolution", options.min_resolution, "--steps", options.inference_steps, "--threads", threads, *more,
         cpu=cpu,
     )  # fmt: skip
     assert str(video) in written and video.stat().st_size > 1000
