@@ -24,10 +24,10 @@ from sonic.media.checks import check_file
 MINIMUM_SECONDS = 0.1
 SILENCE_PEAK_DBFS = -80.0
 RATE_LIMITS_HZ = (4_000, 768_000)
-#: More packets than this share that cannot be decoded make a file damaged. A few are normal: junk
-#: after the last MP3 frame, for example.
+#: A file counts as damaged when more than this fraction of its packets cannot be decoded. A few such
+#: packets are normal, for example junk after the last MP3 frame.
 DAMAGED_PACKETS_LIMIT = 0.1
-#: For `av.open`: tags that are no valid text are no error. From version 19 on they never are.
+#: For `av.open`: do not fail on tags that are not valid text. PyAV 19 and later never do.
 TOLERANT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 _FULL_SCALE = 32_768
 _FORMATS = "WAV, MP3, FLAC, M4A or OGG"
@@ -40,7 +40,7 @@ class Sound:
 
     Attributes:
         samples: int16 (n, channels), one or two channels.
-        sample_rate_hz: samples a second of each channel.
+        sample_rate_hz: samples per second and channel.
     """
 
     samples: np.ndarray
@@ -55,21 +55,22 @@ class Sound:
 def load_sound(path: str | PathLike[str], maximum_seconds: float | None = None) -> Sound:
     """Decode the first audio stream of a file at its own sample rate.
 
-    Encoder delays that the file states (MP3, M4A, Opus) are removed. One channel stays one, two
-    stay two, more are mixed to stereo by FFmpeg. Floating-point sources are clipped to full scale.
+    Encoder delays that the file declares (MP3, M4A, Opus) are removed. Mono and stereo stay as they
+    are; more channels are mixed down to stereo by FFmpeg. Floating-point sources are clipped to full
+    scale.
 
     Args:
         path: a sound file, or a video file with sound.
-        maximum_seconds: read no more than this from the beginning.
+        maximum_seconds: decode at most this much, from the beginning.
 
     Raises:
-        InputError: the file is missing, not a regular file, empty, damaged, without an audio
-            stream, of an unusable sample rate, shorter than 0.1 s or silent (peak below -80 dBFS);
-            or `maximum_seconds` is below 0.1 s.
+        InputError: the file is missing, not a regular file, empty or damaged; it has no audio
+            stream or an unusable sample rate; it is shorter than 0.1 s or silent (peak below
+            -80 dBFS); or `maximum_seconds` is below 0.1 s.
     """
     if maximum_seconds is not None and not MINIMUM_SECONDS <= maximum_seconds < math.inf:
         raise InputError(
-            f"the limit of the sound's length is {maximum_seconds} s; "
+            f"the maximum length of the sound is {maximum_seconds} s; "
             f"it should be {MINIMUM_SECONDS} s or more"
         )
     path = Path(path)
@@ -96,8 +97,8 @@ def load_sound(path: str | PathLike[str], maximum_seconds: float | None = None) 
 
 
 def _decode(path: Path, maximum_seconds: float | None) -> Sound:
-    # FFmpeg would read "a:b" as a protocol, and a play list could name other files: "file:" and
-    # the list of formats keep it to this one file. Tags in old encodings must not stop it.
+    # FFmpeg takes "a:b" for a protocol, and a playlist can name other files: the prefix "file:" and
+    # the list of formats restrict it to this one file. Tags in old encodings must not make it fail.
     options = {"format_whitelist": _CONTAINERS}
     with av.open(f"file:{path}", options=options, **TOLERANT) as container:
         if not container.streams.audio:
@@ -116,7 +117,7 @@ def _decode(path: Path, maximum_seconds: float | None) -> Sound:
         limit_bytes = math.inf
         if maximum_seconds is not None:
             limit_bytes = round(maximum_seconds * rate_hz) * 2 * converter.channels
-        # A growing byte array becomes the samples without another copy.
+        # The samples will be a view of this growing byte array, which saves a second copy.
         samples = bytearray()
         samples += converter.convert(first)
         for frame in frames:
@@ -131,7 +132,7 @@ def _decode(path: Path, maximum_seconds: float | None) -> Sound:
 
 
 def _frames(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
-    """Decoded frames; packets that cannot be decoded are skipped while they are few."""
+    """Yield decoded frames; a few packets that cannot be decoded are skipped, more are an error."""
     packets = damaged = 0
     for packet in container.demux(container.streams.audio[0]):
         packets += 1
@@ -147,7 +148,7 @@ def _frames(container: av.container.InputContainer, path: Path) -> Iterator[av.A
 
 
 class _Converter:
-    """Frames of any format to interleaved 16-bit samples of the first frame's rate."""
+    """Converts frames of any format to interleaved 16-bit samples at the first frame's rate."""
 
     def __init__(self, first: av.AudioFrame) -> None:
         self.channels = min(first.layout.nb_channels, 2)
@@ -166,21 +167,21 @@ class _Converter:
         return done + self._run(frame)
 
     def finish(self) -> bytes:
-        """What the resampler still holds."""
+        """Return the samples that the resampler still holds."""
         return self._run(None)
 
     def _run(self, frame: av.AudioFrame | None) -> bytes:
         if self._resampler is None:
             return b""
         parts = self._resampler.resample(frame)
-        # Where nothing is to be converted, PyAV hands back the None that means "the end".
+        # Where no conversion is needed, PyAV returns its argument, and that includes the final None.
         return b"".join(part.to_ndarray().tobytes() for part in parts if part is not None)
 
 
 def mono_samples(sound: Sound, sample_rate_hz: int) -> np.ndarray:
-    """The mean of the channels at another rate, as `librosa.load(path, sr=sample_rate_hz)`.
+    """Average the channels and resample, as `librosa.load(path, sr=sample_rate_hz)` does.
 
-    Resampled by soxr's HQ recipe; the length is ceil(n * sample_rate_hz / sound.sample_rate_hz).
+    The resampler is soxr with its HQ recipe; the length is ceil(n * sample_rate_hz / sound.sample_rate_hz).
 
     Returns:
         float32 (n,), full scale at -1 and 1; resampling may overshoot a little.
@@ -198,11 +199,12 @@ def mono_samples(sound: Sound, sample_rate_hz: int) -> np.ndarray:
 
 
 def log_mel(samples: np.ndarray, mel_filters: np.ndarray, constants: AudioConstants) -> np.ndarray:
-    """Whisper's log-mel spectrogram of up to one window, padded with silence to a whole one.
+    """Whisper's log-mel spectrogram of at most one window, padded with silence to a full one.
 
-    Power spectrum of `fft_samples` under a periodic Hann window every `hop_samples` (ends
-    mirrored), times the mel filters; log10 of at least 1e-10, at most 8 below the window's
-    maximum, then (x + 4) / 4. Source: Radford et al. 2022 and OpenAI's whisper/audio.py.
+    The power spectrum of `fft_samples` under a periodic Hann window, every `hop_samples` (with
+    reflect padding at the ends), is multiplied by the mel filters. Its log10, of at least 1e-10, is
+    clamped to at most 8 below the window's maximum and scaled to (x + 4) / 4. Source: Radford et al.
+    2022 and OpenAI's whisper/audio.py.
 
     Args:
         samples: float32 (n,), n <= constants.window_samples, at constants.sample_rate_hz.
@@ -213,7 +215,7 @@ def log_mel(samples: np.ndarray, mel_filters: np.ndarray, constants: AudioConsta
         float32 (1, mel_bins, window_samples // hop_samples).
 
     Raises:
-        InputError: too many samples, or an array of another shape.
+        InputError: there are too many samples, or an array has another shape.
     """
     if samples.ndim != 1 or len(samples) > constants.window_samples:
         raise InputError(
@@ -228,7 +230,7 @@ def log_mel(samples: np.ndarray, mel_filters: np.ndarray, constants: AudioConsta
     frames = np.lib.stride_tricks.sliding_window_view(padded, constants.fft_samples)
     frames = frames[:: constants.hop_samples][: constants.window_samples // constants.hop_samples]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(constants.fft_samples) / constants.fft_samples)
-    # Double precision: beside a loud bin, single precision loses the quiet ones.
+    # In double precision: in single precision, a loud bin's rounding error swamps the quiet bins.
     power = np.abs(np.fft.rfft(frames * hann)) ** 2
     mel = mel_filters.astype(np.float64).T @ power.T
     logarithm = np.log10(np.maximum(mel, 1e-10))

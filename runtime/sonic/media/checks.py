@@ -10,21 +10,21 @@ from sonic.errors import InputError
 
 
 def check_file(path: Path, wanted: str) -> None:
-    """Make sure that a path leads to a regular file with something in it.
+    """Make sure that a path points to a regular file that is not empty.
 
     Args:
-        path: of the file.
+        path: the file.
         wanted: what is needed, with its article: "a picture".
 
     Raises:
-        InputError: it is missing, a folder, not a regular file, empty, or may not be read.
+        InputError: it is missing, a folder, not a regular file, empty, or not readable.
     """
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, but {wanted} is needed")
         if not path.exists():
             raise InputError(f"{path} does not exist; give the path of {wanted}")
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():  # reading a pipe could block forever
             raise InputError(f"{path} is not a regular file, but {wanted} is needed")
         with path.open("rb") as file:
             if not file.read(1):
@@ -34,9 +34,9 @@ def check_file(path: Path, wanted: str) -> None:
 
 
 def check_not_an_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Make sure that writing a result replaces none of the files that it is made from.
+    """Make sure that an output does not overwrite one of the files it is made from.
 
-    Symbolic and hard links lead to the file behind them.
+    Symbolic and hard links count as the file that they point to.
 
     Raises:
         InputError: the output is one of the inputs.

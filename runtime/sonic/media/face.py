@@ -1,4 +1,4 @@
-"""Finding faces in a picture: what stands before and behind the face detector."""
+"""Finding faces in a picture: pre- and postprocessing of the face detector."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from sonic.bundle.constants import FaceConstants
 from sonic.errors import BundleError, InputError
 
-#: cx cy w h, confidence, five landmarks' x y, the class's share of the confidence
+#: cx, cy, w, h; objectness; x, y of five landmarks; probability of the class given an object
 PREDICTION_VALUES = 16
-#: OpenCV's bilinear weights for 8-bit images are integers of 11 bits.
+#: OpenCV's bilinear weights for 8-bit images are 11-bit integers.
 _WEIGHT_ONE = 2_048
 
 
@@ -21,7 +21,7 @@ class Face:
     """One face found in a picture.
 
     Attributes:
-        box: x1, y1, x2, y2 in the picture's pixels; may reach over its edges.
+        box: x1, y1, x2, y2 in the picture's pixels; may extend beyond its edges.
         score: confidence, 0..1.
         landmarks: float64 (5, 2), x and y of the eyes, the nose and the corners of the mouth in
             the picture's pixels.
@@ -33,7 +33,7 @@ class Face:
 
     @classmethod
     def at(cls, box: tuple[float, float, float, float]) -> Face:
-        """A face whose place is known: nothing is detected, and its landmarks are not numbers."""
+        """A face at a known position, which needs no detector; its score is 1, its landmarks are NaN."""
         return cls(box, 1.0, np.full((5, 2), np.nan))
 
 
@@ -46,12 +46,13 @@ def detect_faces(
 
     Args:
         image_rgb: uint8 (H, W, 3).
-        run: the face detector: image float32 (1, 3, h, w) in 0..1 and grid_<stride> float32
-            (1, 1, h // stride, w // stride, 2) in, predictions float32 (1, N, 16) out.
+        run: runs the face detector on ``image``, float32 (1, 3, h, w) in 0..1, and
+            ``grid_<stride>``, float32 (1, 1, h // stride, w // stride, 2); returns
+            ``predictions``, float32 (1, N, 16).
         constants: input size and thresholds.
 
     Raises:
-        InputError: an array of another shape or type.
+        InputError: the picture has another shape or dtype.
         BundleError: the detector's predictions have another shape.
     """
     if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8:
@@ -82,7 +83,8 @@ def detect_faces(
 def detector_size(height: int, width: int, constants: FaceConstants) -> tuple[int, int]:
     """Height and width (pixels) of the detector's input for a picture of this size.
 
-    The short side becomes `minimum_side_pixels`; both are rounded up to the size multiple.
+    The short side is scaled to `minimum_side_pixels`; then both sides are rounded up to a multiple of
+    `size_multiple_pixels`.
     """
     ratio = constants.minimum_side_pixels / min(height, width)
     multiple = constants.size_multiple_pixels
@@ -95,12 +97,13 @@ def detector_size(height: int, width: int, constants: FaceConstants) -> tuple[in
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize as OpenCV's `resize(..., INTER_LINEAR)` does for 8-bit images: no antialiasing.
 
-    The detector was trained and its thresholds were chosen on such images. OpenCV calculates with
-    integers: weights of 11 bits, and between the two directions the 4 lowest bits are dropped.
+    The detector was trained on images resized this way, and its thresholds were chosen on them.
+    OpenCV calculates with integers: it uses 11-bit weights, and drops the 4 lowest bits between the
+    horizontal and the vertical pass.
 
     Args:
         image: uint8 (H, W, channels).
-        height, width: of the result, pixels.
+        height, width: size of the result in pixels.
 
     Returns:
         uint8 (height, width, channels).
@@ -119,7 +122,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _neighbours(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the two pixels behind each new one, and their int32 weights."""
+    """Indices of the two source pixels of each new pixel, and their int32 weights, all (new_length,)."""
     scale = 1.0 / (new_length / length)
     position = ((np.arange(new_length) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int64)
@@ -139,7 +142,7 @@ def _grid(rows: int, columns: int) -> np.ndarray:
 
 
 def _select(predictions: np.ndarray, constants: FaceConstants) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (n, 4) as corners, scores (n,) and landmarks (n, 10) of what passes the thresholds."""
+    """Boxes (n, 4) as corners, scores (n,) and landmarks (n, 10) that pass the thresholds."""
     candidates = predictions[predictions[:, 4] > constants.confidence]
     scores = candidates[:, 15] * candidates[:, 4]
     confident = scores > constants.confidence
@@ -153,13 +156,13 @@ def _select(predictions: np.ndarray, constants: FaceConstants) -> tuple[np.ndarr
 def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     """Indices of the boxes to keep, best score first.
 
-    Greedy: a box goes when it overlaps a better one that stays by more than the threshold
-    (intersection over union), as in `torchvision.ops.nms`.
+    Greedy: a box is dropped when its intersection over union with a kept box of a better score is
+    above the threshold, as in `torchvision.ops.nms`.
 
     Args:
         boxes: float (n, 4) as x1, y1, x2, y2.
         scores: float (n,).
-        threshold: 0..1.
+        threshold: intersection over union, 0..1.
 
     Returns:
         int64 (kept,).
@@ -174,7 +177,7 @@ def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, threshold: fl
         corner_2 = np.minimum(boxes[best, 2:], boxes[order, 2:])
         shared = (corner_2 - corner_1).clip(0).prod(axis=1)
         union = areas[best] + areas[order] - shared
-        with np.errstate(invalid="ignore"):  # two boxes of no area: not a number, so both stay
+        with np.errstate(invalid="ignore"):  # two boxes without area: NaN, so both are kept
             order = order[~(shared / union > threshold)]
     return np.array(kept, np.int64)
 

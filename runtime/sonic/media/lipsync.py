@@ -1,4 +1,4 @@
-"""How well mouth and sound agree in time, and a small shift of the sound where they do not."""
+"""Measuring whether mouth and sound are in sync, and shifting the sound slightly where they are not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sonic.errors import InputError
 from sonic.media.audio import Sound
 
-# The mouth within a face box, as fractions of its width and height. Face detectors' boxes reach
-# from the hair line to the chin, and the mouth lies about three quarters down.
+# Where the mouth is in a face box, as fractions of its width and height. Face detectors' boxes extend
+# from the hairline to the chin, and the mouth is about three quarters of the way down.
 MOUTH_COLUMNS = (0.25, 0.75)
 MOUTH_ROWS = (0.6, 0.95)
 
@@ -24,6 +24,9 @@ class MouthMotionMeter:
 
     Args:
         face_box: (x1, y1, x2, y2) in pixels of the frames.
+
+    Raises:
+        InputError: the box is empty or not finite.
     """
 
     def __init__(self, face_box: tuple[float, float, float, float]) -> None:
@@ -43,7 +46,7 @@ class MouthMotionMeter:
         """Take the next frame, uint8 (height, width, 3).
 
         Raises:
-            InputError: the face's mouth lies outside the frame.
+            InputError: the mouth is outside the frame.
         """
         mouth = np.asarray(frame)[self._rows, self._columns].astype(np.int16)
         if mouth.size == 0:
@@ -58,16 +61,16 @@ class MouthMotionMeter:
 
     @property
     def signal(self) -> NDArray[np.float64]:
-        """(frames,): mean absolute difference to the frame before in 0..255; the first is 0."""
+        """Mean absolute difference from the previous frame, float64 (frames,) in 0..255; the first is 0."""
         return np.asarray(self._values, np.float64)
 
 
 def speech_energy_change(sound: Sound, frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
-    """The absolute change of loudness from frame to frame, (frames,); the first is 0.
+    """The absolute change in loudness from frame to frame, float64 (frames,); the first is 0.
 
-    A frame's loudness is the mean power of its samples (full scale is 1, silence beyond the end)
-    to the power of 0.3 (Stevens, "The measurement of loudness", 1955), so that quiet syllables
-    count beside loud ones.
+    A frame's loudness is the mean power of its samples (full scale is 1, with silence after the end)
+    raised to the power of 0.3 (Stevens, "The measurement of loudness", 1955), so that quiet
+    syllables count as well as loud ones.
     """
     edges = np.rint(np.arange(frames + 1) * (sound.sample_rate_hz / frame_rate_hz)).astype(int)
     power = np.zeros(frames)
@@ -85,30 +88,32 @@ def sound_offset_frames(
     frame_rate_hz: float,
     maximum_frames: int = 2,
 ) -> int:
-    """By how many frames the mouth follows the sound: the shift for `shift_sound` that mends it.
+    """By how many frames the mouth lags behind the sound: what `shift_sound` needs to correct it.
 
     r(k) is Pearson's correlation of the mouth's motion with the change of speech energy
     (`speech_energy_change`) k frames earlier, over the same frames of motion for every k from
-    -(maximum_frames + 1) to maximum_frames + 1. The k with the largest r wins, and is returned
-    where it wins clearly; the result is 0
+    -(maximum_frames + 1) to maximum_frames + 1. The result is the k with the largest r, but 0 if
 
-    - where r(k) is below 0.2,
-    - where k lies beyond maximum_frames, as the true offset is then out of reach,
-    - where r(k) is not above r(0) with a z-score of at least 3 by the test of Meng, Rosenthal and
+    - r(k) is below 0.2,
+    - k is beyond maximum_frames, as the true offset is then out of range,
+    - r(k) does not exceed r(0) with a z-score of at least 3 in the test of Meng, Rosenthal and
       Rubin, "Comparing correlated correlation coefficients" (1992), equation 1,
-    - where either signal is constant or fewer than 10 frames can be compared.
+    - either signal is constant, or fewer than 10 frames can be compared.
 
     Args:
         mouth_motion: (frames,), from `MouthMotionMeter.signal`.
         sound: the sound that starts with the first frame.
-        frame_rate_hz: frames a second.
+        frame_rate_hz: frames per second.
         maximum_frames: the largest offset to return, in frames.
+
+    Raises:
+        InputError: the motion is not one finite number per frame, or `maximum_frames` is negative.
     """
     motion = np.asarray(mouth_motion, np.float64)
     if motion.ndim != 1 or not np.isfinite(motion).all() or maximum_frames < 0:
         raise InputError(
             f"mouth motion of shape {motion.shape} should be one finite number for each frame, "
-            f"and the maximum of {maximum_frames} frames 0 or more"
+            f"and the maximum of {maximum_frames} frames should be 0 or more"
         )
     reach = maximum_frames + 1
     compared = len(motion) - 2 * reach
@@ -128,9 +133,9 @@ def sound_offset_frames(
 
 
 def shift_sound(sound: Sound, frames: int, frame_rate_hz: float) -> Sound:
-    """The sound `frames` video frames later (earlier where negative), of the same length.
+    """Delay a sound by `frames` video frames (advance it if negative) without changing its length.
 
-    What moves in is silence, and what moves out is cut off.
+    The gap is filled with silence, and what moves past the other end is cut off.
     """
     shift = round(frames / frame_rate_hz * sound.sample_rate_hz)
     if shift == 0:
@@ -153,7 +158,7 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
 
 
 def _difference_z_score(first: float, second: float, between: float, count: int) -> float:
-    """z of first - second, two correlations with one signal by two that correlate by `between`."""
+    """z-score of first - second: two signals' correlations with a third, `between` that of the two."""
     mean_square = min((first**2 + second**2) / 2, 1 - 1e-9)
     f = min((1 - between) / (2 * (1 - mean_square)), 1.0)
     h = (1 - f * mean_square) / (1 - mean_square)

@@ -30,15 +30,15 @@ _FORMATS_TEXT = "a JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file"
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A picture made ready for the submodels.
+    """A picture prepared for the submodels.
 
     Attributes:
         reference: float32 (1, 3, height, width), RGB in -1..1.
-        image_encoder_input: float32 (1, 3, s, s), normalised for the image encoder.
+        image_encoder_input: float32 (1, 3, s, s) with s = `image_encoder_pixels`, normalised for the
+            image encoder.
         face_mask: float32 (1, 1, height, width), 1 on the face and 0 elsewhere.
-        face_box: x1, y1, x2, y2 of the detected face in pixels of `reference`, inside it.
-        height: pixels.
-        width: pixels.
+        face_box: x1, y1, x2, y2 of the face in pixels of `reference`, clipped to it.
+        height, width: size of `reference` and of the video in pixels.
     """
 
     reference: np.ndarray
@@ -50,20 +50,21 @@ class Portrait:
 
 
 def load_portrait(path: str | PathLike[str]) -> Image.Image:
-    """Read a picture as RGB, turned upright as its EXIF data say.
+    """Read a picture as RGB, rotated upright according to its EXIF data.
 
-    Transparency is dropped; of an animation, the first picture is taken.
+    Transparency is dropped; of an animation, the first frame is read.
 
     Raises:
-        InputError: the file is missing, not a regular file, empty, damaged, no picture, above 64
-            megapixels, below 32 pixels a side or more than 8 times longer than wide.
+        InputError: the file is missing, not a regular file, empty, damaged or not a picture; or the
+            picture is above 64 megapixels, below 32 pixels on a side, more than 8 times as long as
+            wide, or has 32-bit pixels.
     """
     path = Path(path)
     check_file(path, "a picture")
     try:
         with warnings.catch_warnings():
-            # About odd EXIF data, which do no harm, and sizes, which are checked below before any
-            # pixel is decoded.
+            # Pillow warns about odd EXIF data, which is harmless, and about sizes, which are checked
+            # below before any pixel is decoded.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_readable_formats()) as image:
                 _check_size(path, *image.size)
@@ -81,7 +82,7 @@ def load_portrait(path: str | PathLike[str]) -> Image.Image:
 
 
 def _readable_formats() -> list[str]:
-    Image.init()  # which readers there are depends on how Pillow was built
+    Image.init()  # the available readers depend on how Pillow was built
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -94,7 +95,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
     if min(width, height) < MINIMUM_SIDE_PIXELS:
         raise InputError(
             f"{path} has {width}x{height} pixels; "
-            f"give a picture of at least {MINIMUM_SIDE_PIXELS} pixels a side"
+            f"give a picture of at least {MINIMUM_SIDE_PIXELS} pixels on each side"
         )
     if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
         raise InputError(
@@ -105,9 +106,9 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise InputError(f"{path} has pixels of 32 bits; save it with 8 bits a channel")
+        raise InputError(f"{path} has 32-bit pixels; save it with 8 bits per channel")
     if image.mode.startswith("I;16"):
-        # Pillow would cut 16-bit grey at 255 instead of scaling it.
+        # Pillow would clip 16-bit grey at 255 instead of scaling it.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
@@ -115,21 +116,21 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
 def crop_box(
     box_xyxy: tuple[float, float, float, float], expand_ratio: float, width: int, height: int
 ) -> tuple[int, int, int, int]:
-    """The square around a face that a picture can be cropped to.
+    """The square around a face to crop a picture to.
 
-    The box grows by `expand_ratio` times its size on each side, is clipped to the picture and cut
-    to a square of its shorter side, which moves along the longer side towards the face's centre.
+    The box is expanded by `expand_ratio` times its size on each side and clipped to the picture. Its
+    longer side is then cut to the length of the shorter one, with the face as central as possible.
 
     Args:
         box_xyxy: the face, x1, y1, x2, y2 in pixels.
         expand_ratio: 0 or more.
-        width, height: of the picture, pixels.
+        width, height: size of the picture in pixels.
 
     Returns:
         x1, y1, x2, y2 in pixels, inside the picture.
 
     Raises:
-        InputError: a negative ratio, or a box that is empty or outside the picture.
+        InputError: the ratio is negative, or the box is empty or outside the picture.
     """
     if not 0 <= expand_ratio < math.inf:
         raise InputError(f"the expand ratio is {expand_ratio}; it should be 0 or more")
@@ -163,11 +164,11 @@ def _check_box(box_xyxy: tuple[float, float, float, float], width: int, height: 
 def output_size(width: int, height: int, resolution_pixels: int, multiple: int) -> tuple[int, int]:
     """Width and height (pixels) of the video for a picture of this size.
 
-    The shorter side becomes `resolution_pixels`, then both are rounded to the multiple (a half to
-    the even one).
+    The shorter side is scaled to `resolution_pixels`, then both sides are rounded to a multiple of
+    `multiple` (halves to the even one).
 
     Raises:
-        InputError: a resolution that rounds to nothing.
+        InputError: the resolution rounds to zero.
     """
     scale = resolution_pixels / min(width, height)
     new_width, new_height = (round(side * scale / multiple) * multiple for side in (width, height))
@@ -183,17 +184,17 @@ def portrait_from_picture(
     options: GenerationOptions,
     constants: PortraitConstants,
 ) -> Portrait:
-    """Find the face, crop to it where the options ask for it, and prepare what is seen.
+    """Find the face, crop to it if the options ask for that, and prepare the result.
 
     Args:
         picture: RGB.
-        name: of the picture, for messages.
-        detect: finds the faces of a picture, the largest first.
-        options: resolved; `expand_ratio` and `min_resolution` count here.
-        constants: of the bundle.
+        name: the picture's name, for messages.
+        detect: finds the faces in a picture, largest first.
+        options: resolved; `expand_ratio` and `min_resolution` are used here.
+        constants: the bundle's.
 
     Raises:
-        InputError: no face was found, or the picture cannot be brought to the resolution.
+        InputError: no face was found, or the picture cannot be scaled to the resolution.
     """
     faces = detect(picture)
     if not faces:
@@ -206,7 +207,7 @@ def portrait_from_picture(
         picture = picture.crop(crop)
         left, top = crop[:2]
         cropped = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-        # As published: the face is detected again in the crop.
+        # As in the published code, the face is detected again in the crop.
         found_again = detect(picture)
         box = found_again[0].box if found_again else cropped
     resolution = options.min_resolution
@@ -228,20 +229,20 @@ def prepare_portrait(
     resolution_pixels: int,
     constants: PortraitConstants,
 ) -> Portrait:
-    """Scale a picture to the video's size and make the mask of its face.
+    """Scale a picture to the video's size and make its face mask.
 
-    The mask is the face box, scaled about its centre by `mask_area_scale`, clipped to the picture,
-    white on black; its corners are whole pixels, found with floor divisions as in Sonic's published
-    inference code. Picture and mask are resized with Lanczos' filter.
+    The mask is the face box, scaled about its centre by `mask_area_scale` and clipped to the picture,
+    white on black; its corners are whole pixels, computed with floor divisions as in Sonic's
+    published inference code. Picture and mask are resized with a Lanczos filter.
 
     Args:
         image: RGB.
         face_box_xyxy: x1, y1, x2, y2 in pixels of `image`.
         resolution_pixels: length of the video's shorter side, before rounding.
-        constants: sizes and the image encoder's mean and deviation.
+        constants: sizes and the image encoder's mean and standard deviation.
 
     Raises:
-        InputError: a box that is empty or outside the picture, or a resolution near zero.
+        InputError: the box is empty or outside the picture, or the resolution rounds to zero.
     """
     width, height = image.size
     _check_box(face_box_xyxy, width, height)
@@ -296,13 +297,13 @@ def _planes(image: Image.Image) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize as PyTorch's `interpolate(mode="bicubic", align_corners=False)`: no antialiasing.
+    """Resize as PyTorch's `interpolate(mode="bicubic", align_corners=False)` does: no antialiasing.
 
-    Values may leave 0..1 a little near edges, as there.
+    As in PyTorch, values may overshoot 0..1 slightly near edges.
 
     Args:
         mask: float32 (1, 1, H, W).
-        height, width: of the result, in pixels or latent cells.
+        height, width: size of the result, in pixels or latent cells.
 
     Returns:
         float32 (1, 1, height, width).
@@ -314,8 +315,8 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _cubic_matrix(length: int, new_length: int) -> np.ndarray:
-    """float64 (new_length, length): each new sample as a mean of four old ones."""
-    # Positions in single precision, as PyTorch has them: a fused multiply-add, rounded once.
+    """float64 (new_length, length): each new sample as a weighted sum of four old ones."""
+    # Positions in single precision, as in PyTorch: a fused multiply-add, rounded once.
     scale = np.float64(np.float32(length) / np.float32(new_length))
     position = (scale * (np.arange(new_length) + 0.5) - 0.5).astype(np.float32)
     first = np.floor(position)

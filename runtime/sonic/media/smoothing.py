@@ -1,4 +1,4 @@
-"""Less flicker in a video without less sharpness."""
+"""Reducing flicker in a video without losing sharpness."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ MOTION_THRESHOLD = 0.06
 
 
 class TemporalSmoother:
-    """A filter over three frames that acts where nothing moves.
+    """A filter over three frames that acts only where nothing moves.
 
     With the frames p, c, n (previous, current, next) the result for c is
 
-        c + g (p - 2 c + n) / 4,    g = min(w(p, c), w(c, n)),
+        c + g (p - 2 c + n) / 4,    g = min(w(p, c), w(c, n)).
 
-    which at g = 1 is the binomial filter (1, 2, 1) / 4: zero at half the frame rate, the flicker
-    that generated and interpolated frames show in turn, and 3/8 of the variance of white noise. A
-    steady change of brightness passes unchanged, as p - 2 c + n is zero for it.
+    At g = 1 this is the binomial filter (1, 2, 1) / 4. It is zero at half the frame rate, the
+    frequency at which generated and interpolated frames alternate and flicker, and keeps 3/8 of the
+    variance of white noise. A steady change of brightness passes unchanged, as p - 2 c + n is zero.
 
-    The gate w is Tukey's biweight of a difference d, exactly zero from the threshold t on:
+    The gate w is Tukey's biweight of a difference d, exactly zero at the threshold t and above:
 
         w = (1 - (d / t)^2)^2 where d < t, else 0,
         d^2 = max(e, mean of e over 3x3 pixels), e = mean over the channels of (difference)^2.
 
-    A pixel that moves, and its neighbours, thus keep their values bit by bit, and so do edges in
-    motion. The first and last frame stand in for the frames beyond them.
+    A moving pixel and its neighbours thus keep exactly their values, and so do moving edges. The
+    first and last frame stand in for the missing frames before and after them.
 
-    Frames are float32 (height, width, 3) or (3, height, width) in 0..1; three are held at a time.
+    Frames are float32 (height, width, 3) or (3, height, width) in 0..1; three are kept at a time.
 
     Args:
-        motion_threshold: t, the difference that counts as motion, in the frames' unit.
+        motion_threshold: t, the difference that counts as motion, on the frames' scale of 0..1.
+
+    Raises:
+        InputError: the threshold is not in 0..1, or zero.
     """
 
     def __init__(self, motion_threshold: float = MOTION_THRESHOLD) -> None:
@@ -47,10 +50,10 @@ class TemporalSmoother:
         self._gate_before: NDArray[np.float32] | None = None
 
     def push(self, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Take the next frame and return the finished ones: none at the first, then one each.
+        """Take the next frame and return the finished ones: none for the first frame, then one each.
 
         Raises:
-            InputError: the frame has no three channels, or another shape than the one before.
+            InputError: the frame does not have three channels, or not the shape of the previous one.
         """
         frame = np.array(frame, np.float32)
         if frame.ndim != 3 or 3 not in (frame.shape[0], frame.shape[2]):
@@ -68,7 +71,7 @@ class TemporalSmoother:
         return [finished]
 
     def flush(self) -> list[NDArray[np.float32]]:
-        """Return the last frame, where there is one, and be ready for another video."""
+        """Return the last frame, if there is one, and get ready for another video."""
         if self._current is None:
             return []
         finished = self._filter(self._current, None)
@@ -88,7 +91,7 @@ class TemporalSmoother:
         return smoothed
 
     def _gate(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-        """w for each pixel, with an axis of one for the channels."""
+        """w for each pixel, with a channel axis of size 1."""
         channels = 2 if first.shape[2] == 3 else 0
         energy = np.mean((second - first) ** 2, axis=channels)
         height, width = energy.shape

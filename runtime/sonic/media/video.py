@@ -19,31 +19,31 @@ from sonic.media.audio import Sound
 from sonic.storage.files import partial_name, reason_of, replacing
 from sonic.storage.spool import ArraySpool
 
-# The number of encoder threads changes x264's choices, so it is fixed: the bytes then do not
-# depend on the machine's number of cores.
+# x264's decisions depend on its number of threads, so that is fixed: otherwise the bytes would depend
+# on the machine's number of cores.
 _ENCODER_THREADS = 4
-# x264's macroblock tree reads memory that it has not written: with it, the same frames gave up to
+# x264's macroblock tree reads uninitialised memory: with it, the same frames gave up to
 # 36 different streams in 60 encodings of 192x128 pixels, even on one thread; without it, one.
 _ENCODER_OPTIONS = {"x264-params": "mbtree=0"}
 # ISO/IEC 14496-3, table 1.18: the sampling frequencies of AAC that players support in practice.
 _AAC_SAMPLE_RATES_HZ = (
     8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000,
 )  # fmt: skip
-_MAXIMUM_SIDE_PIXELS = 16_384  # of x264
+_MAXIMUM_SIDE_PIXELS = 16_384  # x264's limit
 _BT709 = 1  # the same code for primaries, transfer and matrix in ITU-T H.273, tables 2 to 4
 _MPEG_RANGE = 1  # AVCOL_RANGE_MPEG: luma in 16..235
 
 
 class Video:
-    """Frames with their rate and, where there is one, their sound; an array to numpy.
+    """Frames with their rate and, where there is one, their sound; NumPy sees an array.
 
     Args:
         frames: uint8 (frames, height, width, 3), RGB; an array or an `ArraySpool`.
-        frame_rate_hz: frames a second.
+        frame_rate_hz: frames per second.
         sound: the sound that starts with the first frame, or None.
 
     Raises:
-        InputError: the frames have another shape or dtype, or the rate is not in 0.01 to 1000.
+        InputError: the frames have another shape or dtype, or the rate is not from 0.01 to 1000.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Video:
         shape = tuple(frames.shape)
         if len(shape) != 4 or shape[3] != 3 or frames.dtype != np.uint8:
             raise InputError(
-                f"a video's frames should be uint8 of shape (frames, height, width, 3), and are "
+                f"a video's frames should be uint8 of shape (frames, height, width, 3), but are "
                 f"{frames.dtype} of shape {shape}"
             )
         if not 0.01 <= frame_rate_hz <= 1000:
@@ -68,12 +68,12 @@ class Video:
 
     @property
     def fps(self) -> float:
-        """Frames a second; another name of `frame_rate_hz`."""
+        """Frames per second; another name for `frame_rate_hz`."""
         return self.frame_rate_hz
 
     @property
     def duration_seconds(self) -> float:
-        """The time all frames are shown."""
+        """How long all frames are shown, in seconds."""
         return len(self) / self.frame_rate_hz
 
     @property
@@ -112,12 +112,12 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoStream:
-    """A video whose frames are made as they are read, from the first to the last, once.
+    """A video whose frames are computed as they are read; they can be read once, in order.
 
     Attributes:
         frames: uint8 (height, width, 3), RGB, as many as `shape` says.
         shape: (frames, height, width, 3).
-        frame_rate_hz: frames a second.
+        frame_rate_hz: frames per second.
         sound: the sound that starts with the first frame.
     """
 
@@ -142,20 +142,21 @@ def save_video(
     """Write an MP4 file: H.264 (yuv420p, BT.709) and, where there is sound, AAC.
 
     Frames are encoded one by one and the sound along with them, so memory does not grow with the
-    length. The file appears complete, by a rename in its folder, or (at any error, and at Ctrl-C)
-    not at all. The same input gives the same bytes with the same version of PyAV.
+    length. The file is renamed into place once it is complete; on any error, and on Ctrl-C, nothing
+    is written. The same input gives the same bytes with the same version of PyAV.
 
     Args:
         video: a `Video`, a `VideoStream`, or uint8 frames (frames, height, width, 3).
-        path: where to write; the suffix is .mp4, and an existing file is replaced.
-        frame_rate_hz: frames a second, for frames that are not a `Video`.
-        constant_rate_factor: x264's quality, 0 (lossless) to 51; lower is better and larger.
+        path: where to write; it has to end in .mp4, and an existing file is replaced.
+        frame_rate_hz: frames per second, for frames that are not a `Video`.
+        constant_rate_factor: x264's CRF, 0 (lossless) to 51; a lower one gives better quality and a
+            larger file.
         sound: mono or stereo, in place of the video's own; cut or padded with silence to the
             video's length.
-        progress: called after each frame with the frames done and their total.
+        progress: called after each frame with the number of frames done and their total.
 
     Raises:
-        InputError: the suffix, the frames, the rate, the quality or the sound cannot be used.
+        InputError: the suffix, the frames, the rate, the CRF or the sound cannot be used.
         OutputError: the file cannot be written there.
     """
     path = Path(path)
@@ -167,23 +168,23 @@ def save_video(
         raise InputError("a Video has its own frame rate; leave out frame_rate_hz")
     sound = video.sound if sound is None else sound
     _check_input(video, path, constant_rate_factor, sound)
-    # The partial file's path is absolute, so that FFmpeg takes no name for an address ("concat:a.mp4").
+    # The partial file's path is absolute, so that FFmpeg does not take a name for a URL ("concat:a.mp4").
     with replacing(path, "the video") as partial:
         _create(partial, path)
         try:
             _encode(video, partial, constant_rate_factor, sound, progress)
-        except av.FFmpegError as error:  # some of them are no OSError
+        except av.FFmpegError as error:  # not all of them are OSErrors
             raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
 
 
 def check_output_path(path: str | os.PathLike[str]) -> None:
-    """Make sure that a video can be written there, before hours are spent on it.
+    """Make sure that a video can be written to `path`, before hours are spent on it.
 
     Raises:
         InputError: the suffix is not .mp4.
-        OutputError: the folder does not exist or is not writable, or `path` is no file.
+        OutputError: the folder does not exist or is not writable, or `path` is not a file.
     """
     path = Path(path)
     _check_suffix(path)
@@ -218,7 +219,7 @@ def _check_input(
         or sound.sample_rate_hz < 1
     ):
         raise InputError(
-            f"a video's sound should be int16 samples of shape (n, 1) or (n, 2), and is "
+            f"a video's sound should be int16 samples of shape (n, 1) or (n, 2), but is "
             f"{sound.samples.dtype} of shape {sound.samples.shape} at {sound.sample_rate_hz} Hz"
         )
 
@@ -278,10 +279,10 @@ class _SoundTrack:
         self._layout = "mono" if self._channels == 1 else "stereo"
         self._samples = round(duration_seconds * sound.sample_rate_hz)
         self._position = 0
-        # PyAV resamples where AAC does not know the sound's own rate.
+        # PyAV resamples where AAC does not support the sound's own rate.
         rate_hz = next((rate for rate in _AAC_SAMPLE_RATES_HZ if rate >= sound.sample_rate_hz), 48_000)
         self._stream = container.add_stream("aac", rate=rate_hz, layout=self._layout)
-        # 4 bits a sample are below AAC's 6 (6144 bits for each frame of 1024) at any rate.
+        # 4 bits per sample are below AAC's limit of 6 (6144 bits per frame of 1024 samples) at any rate.
         self._stream.bit_rate = min(128_000, 4 * rate_hz) * self._channels
 
     def encode_until(self, seconds: Fraction) -> None:
