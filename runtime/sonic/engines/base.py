@@ -1,12 +1,14 @@
 """Running submodels: one small interface, so that another engine can take ONNX Runtime's place.
 
+Example:
+
     engine = make_engine(bundle)
     with engine.open("image_encoder") as image_encoder:
         embedding = image_encoder.run({"pixel_values": pixels})["image_embedding"]
 
-A session lives as long as its ``with`` block: its weights leave memory with it. Engines and sessions hold no
-state of a clip, so that any number of clips, in any threads, may share them; what belongs to a clip, such as
-its observer, is in :mod:`sonic.engines.watched`.
+A session lives as long as its ``with`` block, and its weights are freed with it. Engines and sessions hold no
+per-clip state, so any number of clips, in any threads, may share them; per-clip state, such as the observer,
+is in :mod:`sonic.engines.watched`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ class Session(Protocol):
     """A submodel that is ready to run; any number of threads may call it at the same time."""
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
-        """Compute every output, by name, from every input, by name.
+        """Run the submodel: takes all of its inputs by name, returns all of its outputs by name.
 
-        `tags` say where in the clip the call is, for those who watch it; they change no output.
+        `tags` say where in the clip the call belongs, for observers; they do not change the outputs.
         """
 
     def __enter__(self) -> Session: ...
@@ -46,10 +48,10 @@ class Engine(Protocol):
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle."""
+        """The bundle whose submodels it opens."""
 
     def open(self, submodel: str) -> Session:
-        """Load a submodel; leave the ``with`` block to free it.
+        """Load a submodel; it is freed at the end of the session's ``with`` block.
 
         Raises:
             BundleError: it cannot be loaded.

@@ -19,20 +19,21 @@ from sonic.options import BALANCED, RunOptions
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """Options of every session that is called more than once: errors only are told, and memory stays flat."""
+    """Options for every session that is called more than once: only errors are logged; memory stays flat."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # With it, the second call of a shape takes one block for all activations beside those of the first
-    # call, which stay: 0.85 GB became 1.55 GB in 24 frames of 256 pixels. It saves no time.
+    # With memory patterns, the second call with the same shapes allocates one block for all activations in
+    # addition to those of the first call, which are kept: 0.85 GB became 1.55 GB for 24 frames of 256 pixels.
+    # They save no time.
     options.enable_mem_pattern = False
     return options
 
 
 def open_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on the CPU, without the memory that opening it took in passing.
+    """Open a session on the CPU, without keeping the memory that was needed only for loading.
 
-    Weights are rearranged for their kernels one after another, and glibc keeps much of what each one leaves:
-    0.3 of the 1.0 GB that the published UNet's float16 graph has after loading.
+    ONNX Runtime repacks the weights for its kernels one after another, and glibc keeps much of the memory
+    that this frees: 0.3 of the 1.0 GB that the published UNet's float16 graph takes after loading.
     """
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     _return_freed_memory()
@@ -40,7 +41,7 @@ def open_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntim
 
 
 def _return_freed_memory() -> None:
-    """Give the system what glibc keeps of freed memory; other allocators do as they like."""
+    """Return freed memory that glibc keeps to the system; does nothing with other C libraries."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -51,23 +52,23 @@ class OnnxRuntimeEngine:
 
     Args:
         bundle: the checked bundle.
-        run: threads, and the calls at the same time that share them; products in bfloat16.
+        run: threads, how many concurrent calls share them, and whether to multiply in bfloat16.
 
     Raises:
-        InputError: this processor can't.
+        InputError: bfloat16 was asked for, but this processor does not support it.
     """
 
     def __init__(self, bundle: Bundle, run: RunOptions = BALANCED) -> None:
         if run.bfloat16 and not has_bfloat16_products():
             raise InputError(
-                "bfloat16 needs an aarch64 processor that has it (Graviton3 and later), and this one has "
-                "not; leave it off"
+                "bfloat16 needs an aarch64 processor that supports it (Graviton3 and later), and this one "
+                "does not; leave the option out"
             )
         self.bundle = bundle
         self._options = session_options()
         threads = run.threads_of_a_call
         if threads is not None:
-            # A session's calls share its pool, in which the thread of one caller is counted.
+            # Concurrent calls share the session's thread pool, whose size includes one calling thread.
             self._options.intra_op_num_threads = run.calls_at_once * (threads - 1) + 1
         if run.bfloat16:
             self._options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
@@ -76,7 +77,7 @@ class OnnxRuntimeEngine:
         """Load a submodel.
 
         Raises:
-            BundleError: ONNX Runtime refuses the file.
+            BundleError: ONNX Runtime cannot load the file.
         """
         path = self.bundle.graph_path(submodel)
         try:

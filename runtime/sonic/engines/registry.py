@@ -1,4 +1,4 @@
-"""The engines by their names in a manifest; each is imported when a bundle asks for it."""
+"""The engines by their names in a manifest; each is imported only when a bundle needs it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {"onnxruntime": _on
 
 
 def make_engine(bundle: Bundle, run: RunOptions = BALANCED) -> Engine:
-    """The engine that a bundle was made for.
+    """Make the engine that a bundle was made for.
 
     Raises:
-        BundleError: this runtime does not have it, or cannot run the bundle.
-        InputError: the processor does not have bfloat16.
+        BundleError: this runtime does not have that engine, or cannot run the bundle.
+        InputError: bfloat16 was asked for, but the engine or the processor does not support it.
     """
     name = bundle.manifest.engine
     if name not in ENGINES:

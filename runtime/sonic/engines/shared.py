@@ -15,7 +15,7 @@ from sonic.engines.base import Arrays, Engine, Session
 class SharedSessions:
     """Opens every submodel of an engine once, and keeps it loaded until `close`.
 
-    For several clips, also from several threads. Sessions that a clip still uses live on for it.
+    For several clips, in any threads. A session that a clip is still using stays usable after `close`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -25,18 +25,22 @@ class SharedSessions:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle of the engine."""
+        """The engine's bundle."""
         return self._engine.bundle
 
     def open(self, submodel: str) -> Session:
-        """A session that stays open at the end of its ``with`` block."""
+        """A session that stays open after its ``with`` block.
+
+        Raises:
+            BundleError: the submodel cannot be loaded.
+        """
         with self._opening:
             if submodel not in self._opened:
                 self._opened[submodel] = self._engine.open(submodel)
             return _BorrowedSession(self._opened[submodel])
 
     def close(self) -> None:
-        """Let go of all sessions; submodels that are asked for later are loaded again."""
+        """Drop all sessions; submodels that are opened later are loaded again."""
         with self._opening:
             self._opened.clear()
 

@@ -1,9 +1,9 @@
 """Running submodels that were compiled for one aarch64 processor with TVM and the Arm Compute Library.
 
 A compiled submodel is a folder: ``program.json``, the weights in one file, and a shared library for every
-set of input shapes that it was compiled for. What runs once for a clip and takes inputs of any shape may stay
-an ONNX graph, which ONNX Runtime runs. The bundle brings the functions of ``sonic.acl.*`` along, a
-bridge to the Arm Compute Library (`libarm_compute.so`, a package of the system); TVM's runtime comes with
+set of input shapes that it was compiled for. A submodel that runs once per clip and takes inputs of any shape
+may stay an ONNX graph, which ONNX Runtime runs. The bundle includes the functions ``sonic.acl.*``, a bridge
+to the Arm Compute Library (`libarm_compute.so`, a system package); TVM's runtime comes with
 ``pip install sonic-runtime[tvm]``. TVM's compiler is never imported.
 """
 
@@ -33,14 +33,14 @@ from sonic.records import TOLERANT, read_record
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
 PROGRAM = "program.json"
-_CPU = 1  # DLPack's number of the device
-_POOLED = 2  # TVM's number of the allocator that keeps memory between calls
+_CPU = 1  # DLPack's device type
+_POOLED = 2  # TVM's number for the allocator that keeps memory between calls
 _INSTALL = "install it with: pip install 'sonic-runtime[tvm]'"
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Where an array lies in the file of weights."""
+    """Where an array is in the weights file; its offset is in bytes."""
 
     __pydantic_config__ = TOLERANT
 
@@ -52,7 +52,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Specialisation:
-    """A shared library, and the shapes of the inputs that it was compiled for."""
+    """A shared library, and the input shapes that it was compiled for, by input."""
 
     __pydantic_config__ = TOLERANT
 
@@ -65,13 +65,13 @@ class Program:
     """What ``program.json`` says.
 
     Attributes:
-        inputs, outputs: names, in the order of the compiled function.
-        weights: the parameters after the inputs.
-        weights_file: where they are.
-        keys: under which the bridge keeps what it makes of the weights.
-        specialisations: one for every set of shapes.
-        row_axes: for inputs and outputs whose rows along one axis do not know of each other, that axis:
-            such a submodel runs any number of rows in parts of the compiled number.
+        inputs, outputs: names, in the compiled function's order.
+        weights: the function's parameters after the inputs.
+        weights_file: the file that holds them.
+        keys: the keys under which the bridge caches what it prepares from the weights.
+        specialisations: one for each set of input shapes.
+        row_axes: the axis of each input and output along which rows are independent. A submodel with such
+            axes takes any number of rows, in chunks of the number that it was compiled for.
     """
 
     __pydantic_config__ = TOLERANT
@@ -103,8 +103,8 @@ class TvmEngine:
 
     Args:
         bundle: the checked bundle.
-        run: threads of one call, one for every processor where it does not say; no bfloat16, as Debian's
-            Arm Compute Library has no such kernels.
+        run: threads of one call, by default one for every processor; bfloat16 is refused, as Debian's
+            Arm Compute Library has no kernels for it.
 
     Raises:
         BundleError: this machine cannot run the bundle, or TVM's runtime or the Arm Compute Library is
@@ -134,7 +134,7 @@ class TvmEngine:
 
 
 class TvmSession:
-    """A compiled submodel whose weights are mapped into memory; threads may share it."""
+    """A compiled submodel whose weights are memory-mapped; threads may share it."""
 
     def __init__(self, submodel: str, path: Path) -> None:
         self._submodel = submodel
@@ -143,7 +143,7 @@ class TvmSession:
         self._weights: list[Any] | None = _map_weights(self._folder, self._program)
         self._machines: dict[str, list[Any]] = {}
         self._lock = Lock()
-        # Also where nobody leaves the session's block, but it is dropped.
+        # Runs even if the session is dropped without leaving its ``with`` block.
         self._forget = weakref.finalize(self, _forget, self._program.keys)
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
@@ -192,7 +192,7 @@ class TvmSession:
 
     @contextmanager
     def _machine(self, library: str) -> Iterator[Any]:
-        """A virtual machine that no other thread uses."""
+        """A TVM virtual machine that no other thread is using."""
         with self._lock:
             idle = self._machines.setdefault(library, [])
             machine = idle.pop() if idle else None
@@ -216,10 +216,11 @@ class TvmSession:
 def choose(
     program: Program, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Specialisation, int | None] | None:
-    """The specialisation for inputs of some shapes.
+    """Choose the specialisation for inputs of the given shapes.
 
     Returns:
-        It, and the number of rows of one call where the shapes have another number; None where there is none.
+        The specialisation, and None if its shapes match exactly, or its number of rows if only that differs
+        and the inputs have to be split into chunks; None if there is no such specialisation.
     """
     by_rows: tuple[Specialisation, int | None] | None = None
     for specialisation in program.specialisations:
@@ -240,7 +241,7 @@ def choose(
 
 
 def _main_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that tells the most: that of the largest input."""
+    """The most informative shape: that of the largest input."""
     return max(shapes.values(), key=lambda shape: int(np.prod(shape)))
 
 
@@ -248,7 +249,7 @@ def check_processor(bundle: Bundle) -> None:
     """Compare what a compiled bundle needs with what this processor has.
 
     Raises:
-        BundleError: it cannot run here.
+        BundleError: the bundle cannot run on this processor.
     """
     target = bundle.manifest.target
     machine = platform.machine()
@@ -281,8 +282,8 @@ def load_libraries(bridge: Path) -> None:
     runtime = next((p for f in folders if (p := f / "lib/libtvm_runtime.so").is_file()), None)
     if runtime is None:
         raise BundleError(f"{bridge} needs TVM's runtime (the package apache-tvm); {_INSTALL}")
-    # TVM reads it when its first parallel loop runs. Its threads must not wait for the next loop in a loop of
-    # their own: meanwhile the kernel library's threads need the processors.
+    # TVM reads this when its first parallel loop runs. Its threads must not spin while they wait for the next
+    # loop: the Arm Compute Library's threads need the processors meanwhile.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
     ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
     try:
@@ -295,21 +296,21 @@ def load_libraries(bridge: Path) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """How many threads TVM's loops and the Arm Compute Library use in this process."""
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # the most that there will ever be
+    """Set how many threads TVM's loops and the Arm Compute Library use in this process."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # an upper limit for the whole process
     function("runtime.config_threadpool")(1, threads)
     function("sonic.acl.set_threads")(threads)
 
 
 def function(name: str) -> Any:
-    """A function that TVM's runtime or the bridge has registered."""
+    """Look up a function that TVM's runtime or the bridge has registered."""
     from tvm_ffi import get_global_func
 
     return get_global_func(name)
 
 
 def _forget(keys: Sequence[str]) -> None:
-    """Let the bridge free what it made of a submodel's weights."""
+    """Let the bridge free what it prepared from a submodel's weights."""
     function("sonic.acl.forget")(list(keys))
 
 
@@ -328,12 +329,12 @@ def _load(library: Path) -> Any:
 
 
 def _map_weights(folder: Path, program: Program) -> list[Any]:
-    """The arrays of the weights' file, mapped, so that pages which are not needed leave memory."""
+    """The arrays of the weights file, memory-mapped, so that the system can evict pages not in use."""
     from tvm_ffi import from_dlpack
 
     if not program.weights:
         return []
-    # Copy on write: DLPack has no arrays that may not be written, and nobody writes.
+    # Copy-on-write: DLPack has no read-only arrays, and nothing writes to these.
     memory = np.memmap(folder / program.weights_file, np.uint8, "c")
     arrays = []
     for weight in program.weights:

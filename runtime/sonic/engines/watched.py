@@ -1,8 +1,10 @@
-"""What belongs to one clip while an engine runs it: who observes its calls, and whether it is cancelled.
+"""Per-clip state while an engine runs a clip: who observes its calls, and whether it is cancelled.
+
+Example:
 
     engine = WatchedEngine(engine, observer=print, cancel=threading.Event())
 
-A clip has such an engine of its own; the engine behind it may be shared.
+Each clip has such an engine of its own; the engine that it wraps may be shared.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Observer = Callable[[Call], None]
 
 
 class WatchedEngine:
-    """An engine for one clip.
+    """Wraps an engine for one clip.
 
     Args:
         engine: runs the submodels.
@@ -49,7 +51,7 @@ class WatchedEngine:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle of the engine behind."""
+        """The bundle of the wrapped engine."""
         return self._engine.bundle
 
     def open(self, submodel: str) -> Session:
@@ -67,7 +69,7 @@ class WatchedEngine:
 
 
 class _WatchedSession:
-    """A session whose calls are observed, and refused once the clip is cancelled."""
+    """A session whose calls are observed, and raise once the clip is cancelled."""
 
     def __init__(
         self, submodel: str, session: Session, observer: Observer | None, cancel: threading.Event | None
@@ -77,7 +79,7 @@ class _WatchedSession:
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
         check_cancelled(self._cancel)
-        # Engines take any layout; an observer gets the one that files have.
+        # Engines take any memory layout; observers get C-contiguous arrays, which is how files store them.
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         outputs = self._session.run(inputs, **tags)
         if self._observer is not None:
@@ -98,10 +100,10 @@ class _WatchedSession:
 
 
 def check_cancelled(cancel: threading.Event | None) -> None:
-    """Stop here if the clip is cancelled.
+    """Raise an error if the clip is cancelled.
 
     Raises:
-        GenerationCancelled: it is.
+        GenerationCancelled: `cancel` is set.
     """
     if cancel is not None and cancel.is_set():
         raise GenerationCancelled("the generation was cancelled; nothing was written")
