@@ -1,7 +1,7 @@
-"""The numbers that a bundle carries: one frozen dataclass for each part of the pipeline.
+"""The numeric constants of a bundle: one frozen dataclass for each part of the pipeline.
 
-The defaults are the values of Sonic's published inference code. A bundle's manifest states all of
-them again, and the runtime uses the manifest's.
+The defaults are the values in Sonic's published inference code. A bundle's manifest states all of them,
+and the runtime uses the manifest's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from sonic.errors import BundleError
 from sonic.records import EXACT, read_record
 
-_AGAIN = "convert the checkpoint again with this version"
+_ADVICE = "convert the checkpoint again with this version"
 
-GUIDANCE_BRANCHES = 3  # without both conditions, with the image, with image and audio
+GUIDANCE_BRANCHES = 3  # unconditional, with the image, with image and audio
 
 
 @dataclass(frozen=True)
 class AudioConstants:
-    """From a recording to the audio encoder's windows, and from its states to frames."""
+    """How a recording is cut into windows for the audio encoder, and its hidden states into frames'."""
 
     __pydantic_config__ = EXACT
 
@@ -29,9 +29,9 @@ class AudioConstants:
     fft_samples: int = 400
     hop_samples: int = 160
     mel_bins: int = 80
-    unit_samples: int = 640  # 25 units a second
-    states_per_unit: int = 2  # the encoder emits 50 states a second
-    units_per_frame: int = 2  # 12.5 generated frames a second
+    unit_samples: int = 640  # 25 units per second
+    states_per_unit: int = 2  # the encoder emits 50 states per second
+    units_per_frame: int = 2  # 12.5 generated frames per second
     token_window_states: int = 10
     token_padding_states: tuple[int, int] = (4, 6)
     bucket_window_states: int = 50
@@ -65,7 +65,7 @@ class FaceConstants:
 
 @dataclass(frozen=True)
 class PortraitConstants:
-    """From a picture to the reference image, the face mask and the image encoder's input."""
+    """How a picture becomes the reference image, the face mask and the image encoder's input."""
 
     __pydantic_config__ = EXACT
 
@@ -80,7 +80,7 @@ class PortraitConstants:
 
 @dataclass(frozen=True)
 class SamplerConstants:
-    """Euler sampling of a v-prediction model over ring windows, with three guidance branches."""
+    """Euler sampling of a v-prediction model over windows on a ring, with three guidance branches."""
 
     __pydantic_config__ = EXACT
 
@@ -100,7 +100,7 @@ class SamplerConstants:
 
 @dataclass(frozen=True)
 class VideoConstants:
-    """From latents to the encoded video."""
+    """How latents become the encoded video."""
 
     __pydantic_config__ = EXACT
 
@@ -114,13 +114,13 @@ class VideoConstants:
 
     @property
     def frame_rate_hz(self) -> float:
-        """Frames a second of the finished video."""
+        """Frames per second of the finished video."""
         return self.generated_frame_rate_hz * self.interpolation_factor
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Every number the runtime needs beside the submodels."""
+    """Every number that the runtime needs besides the submodels."""
 
     __pydantic_config__ = EXACT
 
@@ -139,19 +139,19 @@ class Constants:
         """Read the dictionary written by :meth:`to_json`.
 
         Raises:
-            BundleError: a part or a value is missing, unknown or of the wrong type; `source` (a
-                file's name) is named.
+            BundleError: a part or a value is missing, unknown or of the wrong type; the message names
+                `source`, the file.
         """
         _check_names(cls(), values, source, "constants")
-        return read_record(cls, json.dumps(values), source, BundleError, _AGAIN)
+        return read_record(cls, json.dumps(values), source, BundleError, _ADVICE)
 
 
 def _check_names(defaults: Any, values: Any, source: str, where: str) -> None:
-    """A manifest states every value, so that other defaults of a later version do not change a bundle."""
+    """A manifest has to state every value, so that new defaults in a later version do not change a bundle."""
     expected = {item.name for item in fields(defaults)}
     if not isinstance(values, dict) or set(values) != expected:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise BundleError(f"{source}: '{where}' should hold {sorted(expected)}, but holds {found}; {_AGAIN}")
+        raise BundleError(f"{source}: '{where}' should hold {sorted(expected)}, but holds {found}; {_ADVICE}")
     for name in expected:
         part = getattr(defaults, name)
         if is_dataclass(part):

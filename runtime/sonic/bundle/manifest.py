@@ -33,23 +33,23 @@ SUBMODEL_NAMES = (
     "frame_interpolator",
     "face_detector",
 )
-_AGAIN = "an entry is missing or malformed; convert the checkpoint again"
+_ADVICE = "an entry is missing or malformed; convert the checkpoint again"
 
 
 def mask_input(level: int) -> str:
-    """The UNet's input for the face mask at one of its levels; 0 is the finest."""
+    """The name of the UNet's input for the face mask at one of its resolution levels; 0 is the finest."""
     return f"mask_{level}"
 
 
 def _inside(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError(f"{path!r} leaves the folder")
+        raise ValueError(f"{path!r} points outside the folder")
     return path
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file, its path relative to the bundle (or, for a source, to the checkpoint)."""
+    """A file: its path relative to the bundle (for a source: to the checkpoint), size and SHA-256."""
 
     __pydantic_config__ = TOLERANT
 
@@ -73,7 +73,7 @@ class TensorInfo:
 class SubmodelInfo:
     """One network: its files (the first is the graph), interface, precision, ONNX opset and work.
 
-    `work` is None in bundles of a version that did not count it.
+    `work` is None in bundles made by a version that did not count it.
     """
 
     __pydantic_config__ = TOLERANT
@@ -88,26 +88,26 @@ class SubmodelInfo:
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
+        """Size on disk in bytes."""
         return sum(file.bytes for file in self.files)
 
     @property
     def mask_levels(self) -> int:
-        """For how many levels it takes the face mask; none but in the UNet."""
+        """The number of resolution levels at which it takes the face mask; 0 except for the UNet."""
         names = {tensor.name for tensor in self.inputs}
         return next(level for level in range(len(names) + 1) if mask_input(level) not in names)
 
 
 @dataclass(frozen=True)
 class GoldenSubmodel:
-    """PyTorch's outputs for inputs that a submodel saw while the golden clip was generated.
+    """PyTorch's outputs for inputs that a submodel was given while the golden clip was generated.
 
     Attributes:
-        file: the inputs and outputs; :class:`sonic.verification.golden.GoldenVectors`.
-        call_shapes: the shapes of its inputs in the clip's calls, each set once: what an engine that is
-            compiled for fixed shapes has to be compiled for.
-        relative_l2: how far this bundle's outputs were from PyTorch's when it was made.
-        tolerance: how far they may be (relative L2).
+        file: the inputs and outputs; see :class:`sonic.verification.golden.GoldenVectors`.
+        call_shapes: the distinct sets of input shapes in the clip's calls, for which an engine with fixed
+            shapes has to be compiled.
+        relative_l2: this bundle's relative L2 difference from PyTorch when it was made.
+        tolerance: the largest relative L2 difference that passes.
     """
 
     __pydantic_config__ = TOLERANT
@@ -124,11 +124,11 @@ class GoldenClip:
 
     Attributes:
         portrait, speech: its inputs.
-        expected: the initial noise and the frames; :class:`sonic.verification.golden.ExpectedClip`.
-        face_box: x1, y1, x2, y2 of the face in the portrait's pixels; no detector is asked.
-        resolution_pixels, steps: its options.
-        psnr_db: of this bundle's frames against PyTorch's when it was made.
-        minimum_psnr_db: what it has to be.
+        expected: the initial noise and the frames; see :class:`sonic.verification.golden.ExpectedClip`.
+        face_box: x1, y1, x2, y2 of the face in the portrait's pixels; the detector is not run.
+        resolution_pixels, steps: the clip's options.
+        psnr_db: the PSNR of this bundle's frames against PyTorch's when it was made.
+        minimum_psnr_db: the lowest PSNR that passes.
     """
 
     __pydantic_config__ = TOLERANT
@@ -145,7 +145,7 @@ class GoldenClip:
 
 @dataclass(frozen=True)
 class VerificationInfo:
-    """What a bundle brings along to be compared with PyTorch without PyTorch; `sonic.verification.verify`."""
+    """What :mod:`sonic.verification.verify` needs to compare a bundle with PyTorch, without PyTorch."""
 
     __pydantic_config__ = TOLERANT
 
@@ -170,10 +170,10 @@ class VerificationInfo:
         Raises:
             BundleError: an entry is missing or malformed.
         """
-        return read_record(cls, json.dumps(values), source, BundleError, _AGAIN)
+        return read_record(cls, json.dumps(values), source, BundleError, _ADVICE)
 
     def __post_init__(self) -> None:
-        """Put the submodels in the order of the table; what is read from a file may have another.
+        """Put the submodels in the order of `SUBMODEL_NAMES`; a file may list them in another.
 
         Raises:
             ValueError: one is missing.
@@ -188,10 +188,10 @@ class VerificationInfo:
 class Manifest:
     """Everything a runtime knows about a bundle.
 
-    `quantization` says how a bundle of another precision than fp32 was made; it is empty in others.
-    `verification` is None in bundles of a version that kept no golden vectors. `target` says which
-    processors a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux must
-    list for them; it is empty in others.
+    `quantization` describes how a bundle of a precision other than fp32 was made; it is empty in others.
+    `verification` is None in bundles made by a version without golden vectors. `target` describes the
+    processors that a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux
+    must list for them; it is empty in others.
     """
 
     __pydantic_config__ = TOLERANT
@@ -249,12 +249,12 @@ class Manifest:
                 f"{source}: schema version is {version!r}, but this runtime reads {SCHEMA_VERSION}; "
                 "convert the checkpoint again, or install the runtime that made the bundle"
             )
-        # Submodels are a list in the file and named here; the constants have rules of their own.
+        # Submodels are a list in the file, but keyed by name here; the constants have checks of their own.
         constants = Constants.from_json(values.get("constants", {}), source)
         listed = values.get("submodels", [])
         named = {item.get("name"): item for item in listed if isinstance(item, dict)}
         text = json.dumps(values | {"submodels": named, "constants": constants.to_json()})
-        manifest = read_record(cls, text, source, BundleError, _AGAIN)
+        manifest = read_record(cls, text, source, BundleError, _ADVICE)
         missing = [name for name in SUBMODEL_NAMES if name not in manifest.submodels]
         if missing:
             raise BundleError(

@@ -1,4 +1,4 @@
-"""Finding a bundle by name and checking that it is whole.
+"""Finding a bundle by name and checking that it is complete.
 
 A bundle is a directory with ``manifest.json``, the submodels' ONNX files and small assets.
 """
@@ -16,7 +16,7 @@ import platformdirs
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
 from sonic.errors import BundleError
 
-PACKAGED_BUNDLES = Path(__file__).parents[1] / "bundles"  # what the distribution brings along
+PACKAGED_BUNDLES = Path(__file__).parents[1] / "bundles"  # those that the distribution includes
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -32,7 +32,11 @@ class Bundle:
         return self.directory / self.manifest.submodels[submodel].files[0].path
 
     def asset(self, name: str) -> np.ndarray:
-        """A small array that the bundle carries, such as ``mel_filters`` (frequencies, mel bins)."""
+        """A small array in the bundle, such as ``mel_filters``, float32 (frequencies, mel bins).
+
+        Raises:
+            BundleError: the bundle has no such asset.
+        """
         if name not in self.manifest.assets:
             raise BundleError(f"{self.directory} has no asset '{name}'; convert the checkpoint again")
         array: np.ndarray = np.load(self.directory / self.manifest.assets[name].path, allow_pickle=False)
@@ -44,10 +48,10 @@ def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
 
     Args:
         directory: the bundle.
-        check_digests: also compare sha256 digests (about a second for every 1 to 2 GB).
+        check_digests: also compare SHA-256 digests (about one second per 1 to 2 GB).
 
     Raises:
-        BundleError: no manifest, or a missing, changed or extra file.
+        BundleError: there is no manifest, or a file is missing, changed or extra.
     """
     manifest = read_manifest(directory)
     expected = {file.path: file for file in manifest.files}
@@ -74,7 +78,7 @@ def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
 
 
 def search_path() -> list[Path]:
-    """Where bundles are looked for: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
+    """The folders searched for bundles: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
     home, user_data = os.environ.get("SONIC_HOME"), _user_data_directory()
     return [
         *([Path(home)] if home else []),
@@ -85,7 +89,7 @@ def search_path() -> list[Path]:
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
-    """The directory of a bundle given by its path or name.
+    """Find the directory of a bundle by its path or name.
 
     Raises:
         BundleError: there is none; the message lists those found and how to make one.
@@ -107,7 +111,7 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, hexadecimal."""
+    """The SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
@@ -121,9 +125,9 @@ def file_info(path: Path, root: Path) -> FileInfo:
 
 
 def _user_data_directory() -> Path | None:
-    """The platform's folder for a user's data; None for a user without a home, as containers have them."""
+    """The platform's folder for user data; None for a user without a home, as is common in containers."""
     try:
         path = platformdirs.user_data_path("sonic", appauthor=False)
-    except RuntimeError:  # from platformdirs 4.6 on; before, the path starts with the "~" it could not expand
+    except RuntimeError:  # platformdirs 4.6 and later; before, the path kept the "~" it could not expand
         return None
     return path if path.is_absolute() else None

@@ -1,7 +1,7 @@
-"""How much a submodel computes and holds, as polynomials of its dynamic axes.
+"""How much a submodel computes and how much memory it takes, as polynomials in its dynamic axes.
 
-A term is a product of axis names: {"batch*frames*height*width": 12.5, "1": 3.0} is 12.5 for every
-position, and 3 once.
+A term is a product of axis names: {"batch*frames*height*width": 12.5, "1": 3.0} means 12.5 for every
+position plus a constant 3.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Terms = Mapping[str, float]
 
 
 def evaluate(terms: Terms, sizes: Mapping[str, int]) -> float:
-    """The polynomial's value where the axes have these sizes.
+    """The polynomial's value for these axis sizes.
 
     Raises:
-        KeyError: a term names an axis that `sizes` has not.
+        KeyError: a term names an axis that is not in `sizes`.
     """
     return sum(coefficient * term_value(term, sizes) for term, coefficient in terms.items())
 
@@ -34,11 +34,11 @@ class Work:
     """The work of one call of a submodel.
 
     Attributes:
-        flop: floating-point operations, two for each multiplication with its addition, by kind of
-            operator: "convolution", "linear", "attention".
-        activation_bytes: what a call holds at its peak beside the weights, as measured with ONNX
-            Runtime when the bundle was made.
-        weight_bytes: what the loaded weights hold.
+        flop: floating-point operations, two for each multiply-add, by kind of operator: "convolution",
+            "linear", "attention".
+        activation_bytes: a call's peak memory besides the weights, as measured with ONNX Runtime when
+            the bundle was made.
+        weight_bytes: memory of the loaded weights.
     """
 
     __pydantic_config__ = TOLERANT
@@ -48,5 +48,5 @@ class Work:
     weight_bytes: int = 0
 
     def flop_of(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Floating-point operations of one call by kind of operator."""
+        """Floating-point operations of one call, by kind of operator."""
         return {kind: evaluate(terms, sizes) for kind, terms in self.flop.items()}

@@ -17,18 +17,18 @@ from sonic.storage.spool import ArraySpool
 
 
 class DumpWriter:
-    """Writes arrays into a folder; they appear, all together, when the ``with`` block succeeds.
+    """Writes arrays into a folder; they all appear together when the ``with`` block succeeds.
 
     Args:
-        directory: made where it does not exist.
+        directory: created if it does not exist.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        self._partial = ExitStack()  # files that get their names at the end
+        self._partial = ExitStack()  # files that get their final names at the end
         self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class DumpWriter:
                 append(row)
 
     def open_rows(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> RowWriter:
-        """A writer of `shape[0]` rows for a ``with`` block."""
+        """Return a writer of `shape[0]` rows, to be used in a ``with`` block."""
         partial = self._partial.enter_context(replacing(self.directory / f"{name}.npy"))
         return RowWriter(partial, shape, np.dtype(dtype))
 

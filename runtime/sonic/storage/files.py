@@ -1,4 +1,4 @@
-"""Writing a file or a folder whole or not at all."""
+"""Writing a file or a folder atomically: completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sonic.errors import OutputError
 
 @contextmanager
 def replacing(path: Path, what: str = "") -> Iterator[Path]:
-    """A temporary name in the folder of `path`, under which the caller creates a file or a folder.
+    """Yield a temporary path beside `path`, at which the caller creates a file or a folder.
 
         with replacing(Path("manifest.json")) as partial:
             partial.write_text(text)
 
-    At the end of the block it replaces `path` by a rename; a folder that stood there goes first, as a
-    rename cannot replace one. At any error, and when the process is interrupted or terminated, `path`
-    stays as it was and nothing is left beside it. The temporary name has the suffix of `path`.
+    At the end of the block it is renamed to `path`; an existing folder is removed first, as a rename
+    cannot replace one. On any error, and when the process is interrupted or terminated, `path` stays
+    as it was and nothing is left beside it. The temporary name has the suffix of `path`.
 
     Args:
-        path: what is replaced.
-        what: it is, for the error: "the video".
+        path: the file or folder to replace.
+        what: a name for it in the error, such as "the video".
 
     Raises:
         OutputError: the file or folder cannot be written there.
@@ -52,9 +52,9 @@ def replacing(path: Path, what: str = "") -> Iterator[Path]:
 
 
 def partial_name(path: Path) -> Path:
-    """A hidden name beside `path`, absolute, with its suffix, that nobody else uses.
+    """A unique hidden path beside `path`, absolute, with its suffix.
 
-    It is short, so that a name as long as the file system takes can be replaced too.
+    Its name is short, so that a file with the longest name that the file system allows can be replaced too.
     """
     return path.absolute().with_name(f".{secrets.token_hex(8)}{path.suffix}")
 
@@ -67,7 +67,7 @@ def reason_of(error: Exception) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill the file that then replaces `path`; see :func:`replacing`.
+    """Let `write` create the file that then replaces `path`; see :func:`replacing`.
 
     Raises:
         OutputError: the file cannot be written there.
@@ -77,7 +77,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, whole or not at all.
+    """Write a value as JSON, completely or not at all.
 
     Raises:
         OutputError: the file cannot be written there.

@@ -1,4 +1,4 @@
-"""Stages that work at the same time: each hands its results to the next over a bounded queue."""
+"""Stages that run concurrently: each passes its results to the next through a bounded queue."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _END = object()
 
 
 def run_ahead(items: Iterable[Item], capacity: int) -> Generator[Item, None, None]:
-    """The same items, made in a thread of their own, at most `capacity` of them before they are asked for.
+    """Iterate over items that a separate thread produces, at most `capacity` of them ahead of the reader.
 
-    What the thread raises is raised here, after the items before it. When the reader stops early, the
-    thread stops at its next item; it has ended when this iterator is closed.
+    An exception in that thread is raised here, after the items before it. When the reader stops early,
+    the thread stops at its next item; closing this iterator waits for the thread to end.
     """
     ready: queue.Queue[object] = queue.Queue(capacity)
     stopped = threading.Event()

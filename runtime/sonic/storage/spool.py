@@ -1,4 +1,4 @@
-"""An array of rows that grows at its end and moves to disk when it becomes long."""
+"""An array that rows are appended to and that moves to disk when it becomes large."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ class ArraySpool:
     The file has no name (it is unlinked as soon as it is open), so nothing is left behind however
     the process ends, and it is read and written without a memory map, so its rows do not count
     towards the process's memory. Every read returns a copy. Any number of threads may read at the same
-    time, and one may write rows that nobody reads meanwhile; an append wants the spool for itself.
+    time, and one may write rows that no other is reading; an append needs exclusive access.
 
     Args:
         row_shape: shape of one row, for example (height, width, 3).
         dtype: dtype of the rows.
-        memory_limit_bytes: how much is held in memory before all rows move to the file.
+        memory_limit_bytes: how much is kept in memory before all rows move to the file.
         directory: folder of the temporary file; the system's temporary folder by default.
+
+    Raises:
+        InputError: rows of this shape or dtype cannot be stored.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class ArraySpool:
 
     @property
     def ndim(self) -> int:
-        """The number of axes, the rows' own one included."""
+        """The number of axes, including that of the rows."""
         return len(self.shape)
 
     @property
@@ -93,10 +96,10 @@ class ArraySpool:
         self._rows += len(rows)
 
     def __setitem__(self, indices: NDArray[np.integer], rows: NDArray[Any]) -> None:
-        """Replace rows: `indices` (n,) from 0 on, none of them twice, by `rows` (n, *row_shape).
+        """Replace the rows at `indices`, (n,), non-negative and distinct, by `rows` (n, *row_shape).
 
         Raises:
-            InputError: as `append`.
+            InputError: as for `append`.
             OutputError: the temporary file cannot be written.
             IndexError: there is no such row.
         """
@@ -137,7 +140,7 @@ class ArraySpool:
             _write_all(self._file, offset, memoryview(values.data))
             return
         assert self._memory is not None
-        # Unbuffered: an error then shows in the append that met it, and not in a later flush.
+        # Unbuffered, so that an error is raised by the append that caused it, and not by a later flush.
         file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
         try:
             with memoryview(self._memory) as stored:
@@ -163,11 +166,11 @@ class ArraySpool:
         while view:
             count = os.preadv(self._file.fileno(), [view], offset)
             if not count:
-                raise OutputError(f"{self._directory}: temporary data was cut short")
+                raise OutputError(f"{self._directory}: temporary data was truncated")
             view, offset = view[count:], offset + count
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        """Rows as a new array, by an integer, a slice, or an array of integers or booleans."""
+        """Read rows into a new array; the key is an integer, a slice, or an array of integers or booleans."""
         if isinstance(key, int | np.integer) and not isinstance(key, bool):
             return self._row(int(key))
         if isinstance(key, slice):
@@ -187,7 +190,7 @@ class ArraySpool:
         elif indices.size == 0:
             indices = indices.astype(np.intp)
         elif not np.issubdtype(indices.dtype, np.integer):
-            raise TypeError(f"row indices should be integers, and are {indices.dtype}")
+            raise TypeError(f"row indices should be integers, but are {indices.dtype}")
         return self._gather(indices)
 
     def _row(self, index: int) -> NDArray[Any]:
@@ -218,7 +221,7 @@ class ArraySpool:
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def close(self) -> None:
-        """Drop all rows and give back the memory and the temporary file."""
+        """Drop all rows and release the memory and the temporary file."""
         self._memory = None
         if self._file is not None:
             self._file.close()
