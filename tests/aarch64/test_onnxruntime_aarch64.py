@@ -55,8 +55,8 @@ def generate_emulated(
     dump, video = folder / "dump", folder / "video.mp4"
     written = run_python(
         "-m", "sonic", "generate", "--bundle", "sonic-tiny", "--image", PORTRAIT, "--audio", audio,
-        "--output", video, "--dump", dump, "--duration", options.duration,
-        "--resolution", options.min_resolution, "--steps", options.inference_steps, "--threads", threads, *more,
+        "--output", video, "--dump", dump, "--duration", options.duration, "--resolution",
+        options.min_resolution, "--steps", options.inference_steps, "--threads", threads, *more,
         cpu=cpu,
     )  # fmt: skip
     assert str(video) in written and video.stat().st_size > 1000
