@@ -10,6 +10,7 @@ import numpy as np
 
 from sonic.errors import InputError, SonicError
 from sonic.media.audio import TOLERANT, load_sound
+from sonic.media.checks import check_regular_file
 from sonic.media.video import Video
 from sonic.storage.spool import ArraySpool
 
@@ -40,12 +41,7 @@ def read_video(path: str | PathLike[str], spool_directory: str | PathLike[str] |
         OutputError: the spool cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, but a video file is needed")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of a video file")
-    if not path.is_file():  # reading a pipe could block forever
-        raise InputError(f"{path} is not a regular file, but a video file is needed")
+    check_regular_file(path, "a video file")
     try:
         frames, rate_hz, has_sound = _decode(path, spool_directory)
     except SonicError:  # including those of the spool

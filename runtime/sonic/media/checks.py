@@ -19,6 +19,25 @@ def check_file(path: Path, wanted: str) -> None:
     Raises:
         InputError: it is missing, a folder, not a regular file, empty, or not readable.
     """
+    check_regular_file(path, wanted)
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty, but {wanted} is needed")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give {wanted}") from error
+
+
+def check_regular_file(path: Path, wanted: str) -> None:
+    """Make sure that a path points to a regular file, of any content.
+
+    Args:
+        path: the file.
+        wanted: what is needed, with its article: "a picture".
+
+    Raises:
+        InputError: it is missing, a folder, not a regular file, or in a folder that may not be entered.
+    """
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, but {wanted} is needed")
@@ -26,9 +45,6 @@ def check_file(path: Path, wanted: str) -> None:
             raise InputError(f"{path} does not exist; give the path of {wanted}")
         if not path.is_file():  # reading a pipe could block forever
             raise InputError(f"{path} is not a regular file, but {wanted} is needed")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty, but {wanted} is needed")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give {wanted}") from error
 
