@@ -17,7 +17,7 @@ from sonic_calibration.graphs.stored_graph import StoredGraph, WeightKeeper
 SMALL = 1 << 16
 #: The share of all parameters that may take four bytes in memory for the sake of speed.
 SHARE_AT_LOAD = 0.09
-#: What a convolution gains at each position, relative to a matrix product (docs/benchmarks.md).
+#: What a convolution gains at each position, relative to a matrix product (docs/notes/benchmarks-journal.md).
 _CONVOLUTION_GAIN = 4
 
 

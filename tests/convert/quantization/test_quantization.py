@@ -113,7 +113,7 @@ def test_integer_graphs_are_near_full_precision(
     assert facts["layers"]["int8"] > 20
     for sample in calibrated.recordings.samples(submodel):
         (expected,) = sample.arrays("out").values()
-        # Random weights; the trained checkpoint's error is far smaller (docs/benchmarks.md).
+        # Random weights; the trained checkpoint's error is far smaller (docs/notes/benchmarks-journal.md).
         assert compare(outputs(path, sample.arrays("in")), expected).relative_l2 < 0.1
 
 
