@@ -18,12 +18,13 @@ _FRAMES_PER_RUN = 25
 
 @dataclass(frozen=True)
 class AudioConditioning:
-    """One entry for each generated frame (12.5 a second).
+    """The audio conditioning of a clip: one entry for each generated frame (12.5 per second).
 
     Attributes:
-        tokens: (frames, tokens, width) float32, on disk when long.
-        unconditional_tokens: (tokens, width) float32, the tokens of silence in feature space.
-        buckets: (frames, 2) float32, translation and expression motion buckets before scaling.
+        tokens: (frames, tokens, width) float32, on disk when large.
+        unconditional_tokens: (tokens, width) float32, the tokens for all-zero encoder states.
+        buckets: (frames, 2) float32, translation and expression motion buckets, before `dynamic_scale`
+            and `motion_scale`.
     """
 
     tokens: ArraySpool
@@ -32,25 +33,25 @@ class AudioConditioning:
 
 
 class SlidingWindows:
-    """Cuts a zero-padded sequence, which arrives piece by piece, into overlapping windows.
+    """Cuts a zero-padded sequence that arrives in pieces into overlapping windows.
 
-    Only what later windows still need is kept.
+    It keeps only what later windows still need.
 
     Args:
-        padding: zeros before and after the sequence.
-        window: length of a window.
-        stride: from one window's start to the next.
-        count: how many windows there are in all.
+        padding: number of zero states before and after the sequence.
+        window: length of a window in states.
+        stride: states from one window's start to the next.
+        count: total number of windows.
     """
 
     def __init__(self, padding: tuple[int, int], window: int, stride: int, count: int) -> None:
         self._before, self._after = padding
         self._window, self._stride, self._left = window, stride, count
         self._buffer: np.ndarray | None = None
-        self._skip = 0  # states before the next window, where windows do not touch
+        self._skip = 0  # states to skip before the next window, where there are gaps between windows
 
     def push(self, states: np.ndarray) -> np.ndarray:
-        """Add (n, ...) states; returns the windows that are complete, (k, window, ...)."""
+        """Add states (n, ...); returns the windows that are now complete, (k, window, ...)."""
         if self._buffer is None:
             self._buffer = np.zeros((self._before, *states.shape[1:]), states.dtype)
         buffer = np.concatenate([self._buffer, states])
@@ -67,13 +68,13 @@ class SlidingWindows:
         return windows
 
     def finish(self) -> np.ndarray:
-        """Add the padding at the end; returns the last windows."""
+        """Add the padding at the end; returns the last windows, (k, window, ...)."""
         assert self._buffer is not None
         return self.push(np.zeros((self._after, *self._buffer.shape[1:]), self._buffer.dtype))
 
 
 def frame_count(samples: int, constants: AudioConstants) -> int:
-    """How many frames are generated for that many samples."""
+    """How many frames are generated for this many audio samples."""
     return samples // constants.unit_samples // constants.units_per_frame
 
 
@@ -95,7 +96,12 @@ def condition_on_audio(
         engine: runs the audio encoder and the two audio heads.
         constants: window lengths, paddings and bucket scale of the bundle.
         advance: called after every 30-second window.
-        spool_directory: where tokens go when they are many.
+        spool_directory: folder of the temporary file that holds the tokens of long recordings; the
+            system's temporary folder by default.
+
+    Raises:
+        BundleError: a submodel cannot be loaded.
+        OutputError: the tokens cannot be stored.
     """
     frames = frame_count(len(samples), constants)
     states_left = len(samples) // constants.unit_samples * constants.states_per_unit

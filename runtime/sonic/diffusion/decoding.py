@@ -17,7 +17,8 @@ def decode(
 ) -> Iterator[np.ndarray]:
     """Decode latents (frames, 4, h, w), chunk by chunk, to frames (3, H, W) float32 in 0..1.
 
-    Frames of one chunk see each other in the temporal decoder, so the chunk length is a constant.
+    The temporal decoder mixes the frames of a chunk, so the result depends on the chunk length, which is
+    therefore one of the bundle's constants.
     """
     for start in range(0, len(latents), constants.decode_chunk_frames):
         chunk = latents[start : start + constants.decode_chunk_frames]
@@ -27,7 +28,7 @@ def decode(
 
 
 def interpolate(frames: Iterable[np.ndarray], interpolator: Session) -> Iterator[np.ndarray]:
-    """Put a middle frame between every two: n frames (3, H, W) in 0..1 become 2n - 1."""
+    """Insert a frame between every two: n frames (3, H, W) float32 in 0..1 become 2n - 1."""
     previous: np.ndarray | None = None
     for index, frame in enumerate(frames):
         if previous is not None:
@@ -39,7 +40,7 @@ def interpolate(frames: Iterable[np.ndarray], interpolator: Session) -> Iterator
 
 
 def smooth(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Remove jitter over time (see :class:`sonic.media.smoothing.TemporalSmoother`)."""
+    """Remove temporal jitter (see :class:`sonic.media.smoothing.TemporalSmoother`)."""
     smoother = TemporalSmoother()
     for frame in frames:
         yield from smoother.push(frame)
@@ -47,9 +48,9 @@ def smooth(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def hold_last(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Exactly `count` frames: the last one is shown again, or the surplus is dropped.
+    """Yield exactly `count` frames: the last one is repeated, or the surplus is dropped.
 
-    n generated frames become 2n - 1 at twice the rate, which ends up to three frames before the sound.
+    n generated frames become 2n - 1 at twice the rate, which end up to three frames before the sound does.
     """
     last: np.ndarray | None = None
     shown = 0

@@ -1,4 +1,4 @@
-"""Classifier-free guidance over three branches, and how their predictions become one.
+"""Classifier-free guidance with three branches, and how their predictions are combined.
 
 Branch 0 is conditioned on neither image nor audio, branch 1 on the image, branch 2 on both.
 """
@@ -15,12 +15,12 @@ BRANCH_NAMES = ("unconditional", "image", "image and audio")
 
 
 def guidance_scales(first_last: tuple[float, float], steps: int) -> np.ndarray:
-    """A guidance scale for every step, linear from the first to the last: float32 (steps,)."""
+    """The guidance scale of every step, linear from the first to the last: float32 (steps,)."""
     return np.linspace(*first_last, steps, dtype=np.float32)
 
 
 def branch_weights(image_scale: float, audio_scale: float) -> tuple[float, float, float]:
-    """What each branch counts in the guided sum; the weights add up to 1."""
+    """The weight of each branch in the guided sum; the weights add up to 1."""
     return 1 - image_scale, image_scale - audio_scale, audio_scale
 
 
@@ -31,12 +31,12 @@ def needed_branches(image_scale: float, audio_scale: float) -> tuple[int, ...]:
 
 
 def guide(predictions: Mapping[int, np.ndarray], image_scale: float, audio_scale: float) -> np.ndarray:
-    """neither + image_scale (image - neither) + audio_scale (both - image), of the branches needed.
+    """Compute neither + image_scale (image - neither) + audio_scale (both - image).
 
-    Where a branch has no weight, the sum is the same without it.
+    A branch whose weight is zero may be missing: the sum is the same without it.
 
     Args:
-        predictions: what the UNet predicted, by branch; float32 arrays of one shape.
+        predictions: the UNet's predictions by branch; float32 arrays of the same shape.
         image_scale, audio_scale: the step's guidance scales.
     """
     if len(predictions) == GUIDANCE_BRANCHES:

@@ -11,42 +11,42 @@ from sonic.errors import InputError
 
 
 def draw_frames(seed: int, frames: int, *shape: int) -> Iterator[np.ndarray]:
-    """The noise of one frame after another, float32 of `shape`, from NumPy's PCG64."""
+    """Yield the noise of each frame in turn, float32 of `shape`, from NumPy's PCG64."""
     generator = np.random.Generator(np.random.PCG64(seed))
     for _ in range(frames):
         yield generator.standard_normal(shape, np.float32)
 
 
 def draw_noise(seed: int, frames: int, channels: int, height: int, width: int) -> np.ndarray:
-    """Standard normal noise (frames, channels, height, width) float32; the same seed, the same noise.
+    """Standard normal noise, float32 (frames, channels, height, width); the same seed gives the same noise.
 
-    Drawn frame after frame, so that a longer clip starts with a shorter one's noise.
+    It is drawn frame by frame, so that a longer clip starts with the noise of a shorter one.
     """
     return np.stack(list(draw_frames(seed, frames, channels, height, width)))
 
 
 def load_noise(path: str | os.PathLike[str]) -> np.ndarray:
-    """One array, mapped from a ``.npy`` file; its shape and dtype are checked against the clip later.
+    """Memory-map the array of a ``.npy`` file; :func:`check_noise` checks its shape and dtype.
 
     Raises:
-        InputError: the file does not exist or holds no single array of numbers.
+        InputError: the file does not exist, or does not hold exactly one array of numbers.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a .npy file of float32 noise") from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no .npy file of numbers ({error})") from error
+        raise InputError(f"{path} is not a .npy file of numbers ({error})") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} holds several arrays; give a .npy file with one")
     return array
 
 
 def check_noise(array: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
-    """Make sure that an initial noise fits a clip.
+    """Make sure that initial noise fits a clip.
 
     Raises:
-        InputError: another shape or dtype than float32 `shape`, or values that are not finite.
+        InputError: the array is not float32 of `shape`, or holds values that are not finite.
     """
     if array.shape != shape or array.dtype != np.float32:
         raise InputError(

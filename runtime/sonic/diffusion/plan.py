@@ -1,12 +1,14 @@
-"""What denoising a clip will do, as data: every step's noise level, windows, guidance and calls.
+"""How a clip will be denoised, as data: the noise level, windows, guidance and calls of every step.
+
+Example:
 
     plan = plan_denoising(frames=40, steps=25, constants=constants.sampler, branches_at_once=3)
     plan.steps[0].sigma                  # 700.0
     plan.steps[0].windows[0]             # the frames of the first window: 0, 1, ..., 24
     plan.steps[0].calls                  # ((0, 1, 2),): one call for all three guidance branches
 
-The sampler executes a plan; estimates, memory checks and progress count the same one. What another schedule
-or another guidance rule changes is the plan, not who reads it.
+The sampler executes a plan; estimates, memory checks and progress are computed from the same one. Another
+schedule or guidance rule only changes the plan, not the code that reads it.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from sonic.diffusion.schedule import karras_sigmas
 
 @dataclass(frozen=True)
 class RingWindows(Sequence[np.ndarray]):
-    """The windows of one step over all frames of a clip, which is a ring: frame indices wrap around.
+    """The windows of one step over all frames of a clip, taken as a ring: frame indices wrap around.
 
-    Each is an int array (length,) of frame indices. They are computed when they are read, so that a plan
-    does not grow with its clip.
+    Each is an int array (length,) of frame indices. They are computed when they are read, so that the size
+    of a plan does not depend on the length of the clip.
 
     Attributes:
-        frames: of the clip.
-        length: frames of a window; in shorter clips a frame appears more than once.
+        frames: number of frames in the clip.
+        length: frames per window; in shorter clips a frame appears more than once.
         stride: frames from one window's start to the next.
-        shift: how many frames earlier than at step 0 every window starts.
+        shift: by how many frames every window starts earlier than at step 0.
     """
 
     frames: int
@@ -62,13 +64,13 @@ class RingWindows(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """One step: every window goes from one noise level to the next.
+    """One step, which takes every window from one noise level to the next.
 
     Attributes:
         sigma, next_sigma: noise levels before and after the step.
-        image_scale, audio_scale: guidance scales; :func:`sonic.diffusion.guidance.guide`.
+        image_scale, audio_scale: guidance scales; see :func:`sonic.diffusion.guidance.guide`.
         windows: the frames of every window.
-        calls: for every call of the UNet that a window needs, the guidance branches in its batch.
+        calls: the guidance branches in the batch of each UNet call that a window needs.
     """
 
     sigma: float
@@ -80,12 +82,12 @@ class DenoisingStep:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """What each branch counts in the guided prediction; those that count nothing are in no call."""
+        """The weight of each branch in the guided prediction; branches of weight zero are in no call."""
         return branch_weights(self.image_scale, self.audio_scale)
 
     @property
     def call_count(self) -> int:
-        """Calls of the UNet. None of them depends on another: all may run at the same time."""
+        """The number of UNet calls. They are independent of each other: all may run at the same time."""
         return len(self.windows) * len(self.calls)
 
 
@@ -94,8 +96,8 @@ class DenoisingPlan:
     """All steps of one clip.
 
     Attributes:
-        frames: that are denoised.
-        steps: in their order; each needs the result of the one before.
+        frames: number of frames that are denoised.
+        steps: in order; each needs the result of the previous one.
     """
 
     frames: int
@@ -103,21 +105,21 @@ class DenoisingPlan:
 
     @property
     def window_count(self) -> int:
-        """Windows of all steps, which is what progress counts."""
+        """The number of windows in all steps, which is the unit of progress."""
         return sum(len(step.windows) for step in self.steps)
 
     @property
     def call_count(self) -> int:
-        """Calls of the UNet in all steps."""
+        """The number of UNet calls in all steps."""
         return sum(step.call_count for step in self.steps)
 
     @property
     def evaluation_count(self) -> int:
-        """Guidance branches of windows in all steps: what the UNet's work is proportional to."""
+        """Guidance branches summed over all windows and steps; the UNet's work is proportional to it."""
         return sum(len(step.windows) * sum(map(len, step.calls)) for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a file; a step's windows are the first frame of each."""
+        """Plain values for a file; a step's windows are given by their number, length, stride and shift."""
         return {
             "frames": self.frames,
             "steps": [
@@ -169,13 +171,13 @@ class DenoisingPlan:
 def plan_denoising(
     frames: int, steps: int, constants: SamplerConstants, branches_at_once: int
 ) -> DenoisingPlan:
-    """The published sampler: a Karras schedule, windows that move with every step, constant guidance rules.
+    """Plan the published sampler: a Karras schedule, windows that move with every step, fixed guidance rules.
 
     Args:
-        frames: that are denoised, at least 1.
-        steps: denoising steps, at least 1.
-        constants: noise levels, guidance scales and windows of the bundle.
-        branches_at_once: guidance branches in one call of the UNet.
+        frames: number of frames to denoise, at least 1.
+        steps: number of denoising steps, at least 1.
+        constants: the bundle's noise levels, guidance scales and windows.
+        branches_at_once: the most guidance branches in one call of the UNet.
     """
     sigmas = karras_sigmas(steps, constants)
     image_scales = guidance_scales(constants.image_guidance, steps)
@@ -197,7 +199,7 @@ def plan_denoising(
 
 
 def step_windows(frames: int, step: int, constants: SamplerConstants) -> RingWindows:
-    """The windows of a step: they start `window_shift_frames` earlier than at the step before."""
+    """The windows of a step, which start `window_shift_frames` earlier than those of the previous step."""
     return RingWindows(
         frames,
         constants.window_frames,

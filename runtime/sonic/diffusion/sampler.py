@@ -1,7 +1,7 @@
-"""Denoising clips: executes the plan of each (:mod:`sonic.diffusion.plan`), several at the same time.
+"""Denoising clips, several at the same time, by executing the plan of each (:mod:`sonic.diffusion.plan`).
 
-Where windows overlap (and in clips shorter than a window, whose frames appear more than once) the results
-are averaged. Memory holds the window that is computed; the latents of long clips are on disk.
+Where windows overlap, and in clips shorter than a window, whose frames appear more than once, the results are
+averaged. Only the windows being computed are in memory; the latents of long clips are on disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ClipCondition:
         audio_tokens: (frames, tokens, width) float32.
         unconditional_tokens: (tokens, width) float32.
         buckets: (frames, 2) float32, scaled motion buckets.
-        masks: the face mask at every level, (1, 1, h_level, w_level) float32, finest first.
+        masks: the face mask at every resolution level, (1, 1, h_level, w_level) float32, finest first.
     """
 
     reference_latent: np.ndarray
@@ -46,19 +46,24 @@ class ClipCondition:
 
 
 class ClipSampler:
-    """The latents of one clip from noise to what is decoded, one denoising step after another.
+    """Takes the latents of one clip from noise to the result, one denoising step after another.
 
     Args:
-        noise: of every frame, (4, h, w) float32, standard normal; read once, so an iterator will do.
+        noise: the noise of every frame, (4, h, w) float32, standard normal; read once, so an iterator will
+            do.
         condition: the clip's conditioning.
-        plan: what is done.
-        constants: of the bundle's sampler.
-        spool_directory: where latents go when they are many; the system's temporary folder by default.
+        plan: the steps to execute.
+        constants: the bundle's, for the sampler.
+        spool_directory: folder of the temporary files that hold the latents of long clips; the system's
+            temporary folder by default.
 
     Attributes:
-        plan: what is done.
-        latents: (frames, 4, h, w) float32, scaled; finished when `step` is the number of the plan's steps.
+        plan: the steps to execute.
+        latents: (frames, 4, h, w) float32, scaled; final once :attr:`finished`.
         step: how many steps are done.
+
+    Raises:
+        OutputError: the latents cannot be stored.
     """
 
     def __init__(
@@ -86,13 +91,16 @@ class ClipSampler:
 
     @property
     def current(self) -> DenoisingStep:
-        """The step that comes next."""
+        """The next step to execute."""
         return self.plan.steps[self.step]
 
     def predict(
         self, unet: Session, window: int, indices: np.ndarray, branches: tuple[int, ...]
     ) -> dict[int, np.ndarray]:
-        """One call: what the UNet predicts for a window of this step, by branch; may run in any thread.
+        """Run one UNet call for a window of the current step; may run in any thread.
+
+        Returns:
+            For each of `branches`, its prediction, float32 (window frames, 4, h, w).
 
         Raises:
             BundleError: the UNet returned values that are not finite.
@@ -112,9 +120,9 @@ class ClipSampler:
         return dict(zip(branches, predicted, strict=True))
 
     def finish_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> None:
-        """Take a window's frames one step on, from what was predicted for its branches.
+        """Advance a window's frames by one step, given the predictions of its branches.
 
-        The windows of a step are finished in their order, so that sums have the same bytes.
+        The windows of a step have to be finished in order, so that the sums are the same to the last bit.
         """
         step = self.current
         guided = guide(predictions, step.image_scale, step.audio_scale)
@@ -125,7 +133,7 @@ class ClipSampler:
         self._sums[frames] = sums
 
     def finish_step(self) -> None:
-        """Put the results of all windows of this step together: the mean of those that hold a frame."""
+        """Combine the results of this step: each frame becomes the mean over the windows that contain it."""
         counts = np.bincount(np.concatenate(list(self.current.windows))).astype(np.float32)
         at_once = self.current.windows.length
         for start in range(0, len(counts), at_once):
@@ -144,14 +152,14 @@ def denoise_together(
 ) -> None:
     """Take every clip through all its steps.
 
-    The calls of one step, for all windows and clips, do not depend on each other: `calls_at_once` of
-    them run at the same time. Each is computed as it would be alone, so that a clip's bytes do not
-    depend on which others are denoised beside it.
+    The calls of one step are independent across all windows and clips: `calls_at_once` of them run at
+    the same time. Each is computed as it would be alone, so that a clip's bytes do not depend on which
+    other clips are denoised with it.
 
     Args:
         samplers: the clips, changed in place.
         unet: the open UNet.
-        calls_at_once: threads that call it.
+        calls_at_once: number of threads that call it.
         advance: called after every window of every step.
 
     Raises:
@@ -163,14 +171,14 @@ def denoise_together(
             try:
                 for sampler, windows in zip(unfinished, running, strict=True):
                     while windows:
-                        indices, calls = windows.popleft()  # predictions leave memory with their futures
+                        indices, calls = windows.popleft()  # dropping the futures frees their predictions
                         predictions: dict[int, np.ndarray] = {}
                         for call in calls:
                             predictions |= call.result()
                         sampler.finish_window(indices, predictions)
                         advance()
                     sampler.finish_step()
-            except BaseException:  # an interrupt too: what has not begun never will
+            except BaseException:  # an interrupt too: cancel the calls that have not started
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
@@ -178,7 +186,7 @@ def denoise_together(
 def _submit_step(
     pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
 ) -> deque[tuple[np.ndarray, list[Future[dict[int, np.ndarray]]]]]:
-    """All calls of a step on their way: for every window its frames, and what its calls predict."""
+    """Submit all calls of a step; returns the frame indices of every window and the futures of its calls."""
     step = sampler.current
     return deque(
         (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in step.calls])
@@ -194,15 +202,16 @@ def window_inputs(
     constants: SamplerConstants,
     branches: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """The UNet's inputs for one window, a row for each of some guidance branches.
+    """The UNet's inputs for one window, with a batch row for each guidance branch.
 
     Args:
-        latents: of the window's frames, (frames, 4, h, w) float32, scaled.
-        indices: the window's frames, int (frames,).
+        latents: the latents of the window's frames, (frames, 4, h, w) float32, scaled.
+        indices: the window's frame indices, int (frames,).
         sigma: the latents' noise level.
         condition: the clip's conditioning.
-        constants: of the bundle's sampler.
-        branches: 0 is conditioned on neither image nor audio, 1 on the image, 2 on both.
+        constants: the bundle's, for the sampler.
+        branches: the branches of the batch; 0 is conditioned on neither image nor audio, 1 on the image,
+            2 on both.
     """
     noisy = latents * np.float32(input_scale(sigma))
     reference = np.broadcast_to(condition.reference_latent, latents.shape)

@@ -25,17 +25,17 @@ def karras_sigmas(steps: int, constants: SamplerConstants) -> np.ndarray:
 
 
 def model_timestep(sigma: float) -> np.ndarray:
-    """The timestep that the UNet is given: float32 (1,)."""
+    """The UNet's timestep input: float32 (1,)."""
     return np.array([0.25 * math.log(sigma)], np.float32)
 
 
 def input_scale(sigma: float) -> float:
-    """What noisy latents are multiplied by before they enter the UNet."""
+    """The factor by which noisy latents are multiplied before they are fed to the UNet."""
     return 1.0 / math.sqrt(sigma**2 + 1.0)
 
 
 def euler_step(latents: np.ndarray, prediction: np.ndarray, sigma: float, next_sigma: float) -> np.ndarray:
-    """Latents at `next_sigma` from those at `sigma` and the UNet's v; all of one shape, float32."""
+    """Latents at `next_sigma`, from those at `sigma` and the UNet's v-prediction; float32 of one shape."""
     denoised = prediction * (-sigma / math.sqrt(sigma**2 + 1.0)) + latents / (sigma**2 + 1.0)
     derivative = (latents - denoised) / sigma
     return latents + derivative * (next_sigma - sigma)
