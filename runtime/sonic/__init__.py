@@ -13,7 +13,7 @@ import os
 
 # ONNX Runtime 1.29 and later report usage to Microsoft on Linux: a device identifier and a database under
 # ~/.cache/Microsoft, and look-ups of host names. It reads this variable when it is imported, so it has to be
-# set before; a user who wants telemetry sets it to 0.
+# set before that; a user who wants telemetry sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from sonic.errors import (
@@ -27,7 +27,7 @@ from sonic.errors import (
 from sonic.media.video import Video, VideoStream, save_video
 from sonic.model import ClipResult, SonicModel, load_model
 
-__version__ = "0.1.0"  # of all packages of the repository; both pyproject.toml read this line
+__version__ = "0.1.0"  # of all packages in the repository; both pyproject.toml files read this line
 
 __all__ = [
     "BundleError",

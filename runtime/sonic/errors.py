@@ -1,4 +1,4 @@
-"""Errors that a user can solve.
+"""Errors that a user can fix.
 
 Every message is one sentence that names the file or the value and says what would be right; the
 command lines print it without a traceback and exit with code 2.
@@ -16,19 +16,19 @@ class InputError(SonicError):
 
 
 class BundleError(SonicError):
-    """A model bundle that is missing, incomplete, changed or of another version."""
+    """A model bundle that is missing, incomplete or changed, of another version, or cannot be run here."""
 
 
 class OutputError(SonicError):
-    """A result that cannot be written where it was asked for."""
+    """A result that cannot be written to the requested place."""
 
 
 class GenerationCancelled(SonicError):
-    """A generation that was cancelled by the event that it was given; it left nothing behind."""
+    """A generation that was cancelled through its `cancel` event; it left nothing behind."""
 
 
 class SonicWarning(UserWarning):
-    """Something the user may want to know about an input; the result is as documented."""
+    """Something the user may want to know about an input; the result is still as documented."""
 
 
 def warn(message: str) -> None:

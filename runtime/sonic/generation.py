@@ -1,11 +1,13 @@
-"""One clip on its way from a portrait and a recording to a video.
+"""The stages that take one clip from a portrait and a recording to a video.
+
+Example:
 
     with Generation(engine, request, progress) as generation:
         clip = generation.prepare()
         denoise_clips(engine, [clip], progress)
         video = clip.render(progress)
 
-Several clips can be denoised together; everything else happens clip by clip.
+Several clips can be denoised together; everything else is done clip by clip.
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ _FRAMES_AHEAD = 4
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What is asked for: two files, and options with nothing left open.
+    """What to generate: two input files and fully resolved options.
 
     Attributes:
         image, audio: the portrait and the recording.
         options: resolved with the bundle's constants.
-        noise: a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
+        noise: initial noise, a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
         dump: a folder for intermediate results, or None.
-        face_box: x1, y1, x2, y2 in the portrait's pixels, in place of what the detector finds.
+        face_box: x1, y1, x2, y2 in the portrait's pixels, in place of the detector's.
     """
 
     image: PathLike
@@ -65,18 +67,18 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class PreparedClip:
-    """A clip with everything that denoising needs; its latents become the video.
+    """A clip with everything that denoising needs; its denoised latents are decoded to the video.
 
     Attributes:
-        request: what was asked for.
+        request: what to generate.
         plan: what is computed.
-        portrait: the picture made ready.
-        sound: the recording's part that is used.
+        portrait: the prepared picture.
+        sound: the part of the recording that is used.
         conditioning: audio tokens and motion buckets of every frame.
         sampler: the latents; they can be decoded once it has finished.
         engine: runs the submodels.
         dump: writes intermediate results, or None.
-        spool_directory: where long results go.
+        spool_directory: folder of the temporary files that hold large results.
     """
 
     request: ClipRequest
@@ -90,7 +92,12 @@ class PreparedClip:
     spool_directory: Path | None
 
     def render(self, progress: Progress) -> Video:
-        """Decode the finished latents to the video: uint8 (frames, H, W, 3) and its sound."""
+        """Decode the finished latents to the video: uint8 (frames, H, W, 3) with its sound.
+
+        Raises:
+            OutputError: the dump or the frames cannot be written.
+            BundleError: a submodel cannot be loaded.
+        """
         portrait, sound, options = self.portrait, self.sound, self.request.options
         rate_hz = self._constants.video.frame_rate_hz
         spool = ArraySpool((portrait.height, portrait.width, 3), np.uint8, directory=self.spool_directory)
@@ -105,10 +112,10 @@ class PreparedClip:
 
     @contextmanager
     def stream(self, progress: Progress) -> Iterator[VideoStream]:
-        """The video of :meth:`render` for a ``with`` block; its frames are made as they are read, once.
+        """The video of :meth:`render` as a context manager; its frames are computed as they are read, once.
 
-        So they can be encoded while the next ones are decoded. Lip-sync correction needs all frames
-        before it knows the sound; they are all made first then.
+        They can therefore be encoded while the next ones are decoded. With lip-sync correction, the sound
+        is only known after all frames have been decoded, so these are computed first.
         """
         if self.request.options.lip_sync_correction:
             video = self.render(progress)
@@ -137,10 +144,10 @@ class PreparedClip:
             if self.dump is not None:
                 dumped = (len(latents), self.portrait.height, self.portrait.width, 3)
                 append = stack.enter_context(self.dump.open_rows("frames", dumped, np.uint8))
-                pictures = _copied(pictures, append)
+                pictures = _with_copies(pictures, append)
             if constants.interpolation_factor == 2:
                 pictures = decoding.interpolate(pictures, interpolator)
-            # Inference goes on in its own thread while frames are smoothed, converted and used here.
+            # Inference runs in a thread of its own while frames are smoothed, converted and used here.
             ahead = run_ahead(pictures, _FRAMES_AHEAD)
             stack.callback(ahead.close)
             pictures = ahead
@@ -152,16 +159,16 @@ class PreparedClip:
 
 
 class Generation:
-    """Prepares one clip; a ``with`` block, at whose end the dump appears.
+    """Prepares one clip; a context manager, at whose end the dump's files appear.
 
     Args:
         engine: runs the submodels.
-        request: what is asked for.
+        request: what to generate.
         progress: shows the stages.
-        spool_directory: where long results go while they are made; the system's temporary folder
-            by default.
+        spool_directory: folder of the temporary files that hold large results; the system's temporary
+            folder by default.
         run: how the submodels run.
-        together: clips that are denoised at the same time, this one among them.
+        together: the number of clips that are denoised at the same time, including this one.
     """
 
     def __init__(
@@ -192,7 +199,7 @@ class Generation:
         self._stack.__exit__(kind, error, trace)
 
     def prepare(self) -> PreparedClip:
-        """Read both files, and compute the clip's plan and its conditioning.
+        """Read both input files, and compute the clip's plan and its conditioning.
 
         Raises:
             InputError: a file or the noise cannot be used, or the clip needs more memory than is free.
@@ -237,7 +244,7 @@ class Generation:
             return portrait_from_picture(
                 picture,
                 name,
-                # In a crop of the picture the box has moved, which `portrait_from_picture` knows better.
+                # In a crop of the picture the box is elsewhere; `portrait_from_picture` works out where.
                 lambda image: known if image is picture else [],
                 options,
                 constants.portrait,
@@ -301,17 +308,22 @@ class Generation:
 def denoise_clips(
     engine: Engine, clips: Sequence[PreparedClip], progress: Progress, calls_at_once: int = 1
 ) -> None:
-    """Denoise clips; `calls_at_once` calls of the UNet run at the same time."""
+    """Denoise clips together, with `calls_at_once` calls of the UNet at the same time.
+
+    Raises:
+        BundleError: the UNet cannot be loaded, or returned values that are not finite.
+        OutputError: the latents cannot be stored.
+    """
     total = sum(clip.plan.denoising.window_count for clip in clips)
     with engine.open("unet") as unet, progress.stage("denoising", total) as advance:
         denoise_together([clip.sampler for clip in clips], unet, calls_at_once, advance)
 
 
 def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
-    """The part of a recording that `options` ask for.
+    """Load the part of a recording that `options` ask for.
 
     Raises:
-        InputError: the recording cannot be used, or is shorter than the duration asked for.
+        InputError: the recording cannot be used, or is shorter than the requested duration.
     """
     sound = load_sound(path, maximum_seconds=options.duration)
     wanted = options.duration
@@ -330,15 +342,15 @@ def _dump_conditioning(writer: DumpWriter, conditioning: AudioConditioning, late
     writer.write("latents", latents)
 
 
-def _copied(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.ndarray]:
-    """Pass pictures on, and write each as uint8."""
+def _with_copies(pictures: Iterator[np.ndarray], append: RowWriter) -> Iterator[np.ndarray]:
+    """Pass pictures on and write a copy of each as uint8."""
     for picture in pictures:
         append(decoding.quantize(picture))
         yield picture
 
 
 def _with_progress(video: Video, progress: Progress) -> Generator[np.ndarray, None, None]:
-    """A video's frames, with a bar for what is done with them."""
+    """A video's frames, with progress as they are read by the encoder."""
     with progress.stage("encoding", len(video)) as advance:
         for frame in video:
             yield frame

@@ -12,7 +12,7 @@ import psutil
 
 from sonic.errors import InputError
 
-_CONTROL_GROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own, version 2
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # version 2; in a container, the container's own
 
 
 @cache
@@ -33,7 +33,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def has_bfloat16_products() -> bool:
-    """Whether this is an aarch64 processor that multiplies matrices in bfloat16."""
+    """Whether this is an aarch64 processor with bfloat16 matrix multiplication."""
     return platform.machine() in ("aarch64", "arm64") and "bf16" in cpu_features()
 
 
@@ -61,10 +61,10 @@ def cpu_count() -> int:
 
 
 def parse_processors(text: str) -> set[int]:
-    """Numbers of processors from a list such as "0-31,64", as `taskset` and `numactl` take it.
+    """Parse a list of processor numbers such as "0-31,64", in the format of `taskset` and `numactl`.
 
     Raises:
-        InputError: it is not such a list.
+        InputError: the text is not such a list.
     """
     numbers: set[int] = set()
     for part in text.split(","):
@@ -76,14 +76,16 @@ def parse_processors(text: str) -> set[int]:
 
 
 def pin_to_processors(numbers: set[int]) -> None:
-    """Let this process, and the threads that it will start, run on some processors only.
+    """Restrict this process, and the threads that it will start, to some processors.
 
     Raises:
-        InputError: this process may not use one of them, or the system cannot do it.
+        InputError: this process may not use one of them, or the system does not support this.
     """
     allowed = affinity()
     if allowed is None:
-        raise InputError(f"{platform.system()} cannot choose the processors of a process; leave it out")
+        raise InputError(
+            f"{platform.system()} cannot restrict a process to some processors; leave the option out"
+        )
     missing = sorted(numbers - allowed)
     if missing:
         raise InputError(
@@ -103,10 +105,10 @@ def numa_nodes(directory: Path = Path("/sys/devices/system/node")) -> list[set[i
 
 
 def stay_on_a_node(threads: int) -> None:
-    """Keep this process on one NUMA node if that many threads have processors of their own there.
+    """Keep this process on one NUMA node if that node has a processor for each of its threads.
 
-    Spread over several nodes, they would wait for each other and for memory of other nodes. The node is the
-    one that the process runs on already, so that several processes stay as the system has spread them.
+    Spread over several nodes, the threads would wait for each other and for memory of other nodes. The node
+    that the process already runs on is preferred, so that several processes stay where the system put them.
     """
     nodes = numa_nodes()
     large_enough = [node for node in nodes if len(node) >= threads]
@@ -116,24 +118,24 @@ def stay_on_a_node(threads: int) -> None:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Resident memory of this process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def total_bytes() -> int:
-    """Memory of the machine."""
+    """Memory of the machine, in bytes."""
     return int(psutil.virtual_memory().total)
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its control group's if that is less."""
+    """Bytes of memory that this process may still take: the machine's, or its control group's if less."""
     available = int(psutil.virtual_memory().available)
     try:
         limit = (_CONTROL_GROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CONTROL_GROUP / "memory.current").read_text(encoding="ascii"))
         lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
         counts = dict(line.split() for line in lines)
-        cached = int(counts["inactive_file"]) + int(counts["active_file"])  # given back when needed
+        cached = int(counts["inactive_file"]) + int(counts["active_file"])  # reclaimed when needed
         if limit != "max":
             available = min(available, int(limit) - used + cached)
     except (OSError, ValueError, KeyError):  # no control groups of version 2
@@ -143,7 +145,7 @@ def available_bytes() -> int:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers as `parse_processors` takes them."""
+    """Sorted numbers as a list that `parse_processors` reads."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:

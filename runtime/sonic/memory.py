@@ -1,4 +1,4 @@
-"""The memory and disk that a clip takes at its peak, counted from its plan."""
+"""A clip's peak memory and temporary disk space, computed from its plan."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _FLOAT32_BYTES = 4
 
 
 def peak_memory(manifest: Manifest, plan: ClipPlan, run: RunOptions, together: int = 1) -> tuple[str, float]:
-    """The submodel that needs most memory, and the bytes a clip then takes beside what the process holds.
+    """The submodel at which memory peaks, and the bytes that the clip then adds to the process's memory.
 
-    That is what grows with the clip and the largest stage: submodels of different stages are never in
-    memory together. Bundles that do not say what their submodels take count with their weights. Of
-    `together` clips like this one, a batch denoises and decodes as many at the same time as `run` allows.
+    These are the part of the tokens, latents and frames that spools keep in memory, and the largest stage:
+    submodels of different stages are never in memory together. A submodel whose memory the bundle does not
+    state is counted with the size of its files. A batch of `together` clips like this one runs as many calls
+    for them at the same time as `run` allows.
     """
     stages = [list(_submodel_peaks(manifest, stage, run, together)) for stage in plan.stages]
     held = [
@@ -36,15 +37,15 @@ def peak_memory(manifest: Manifest, plan: ClipPlan, run: RunOptions, together: i
 
 
 def temporary_disk_bytes(manifest: Manifest, plan: ClipPlan) -> float:
-    """Bytes of temporary files while `sonic generate` makes the clip."""
+    """Bytes of temporary files while `sonic generate` generates the clip."""
     return float(sum(size for size in _spool_sizes(manifest, plan) if size > DEFAULT_MEMORY_LIMIT_BYTES))
 
 
 def check_memory(manifest: Manifest, plan: ClipPlan, run: RunOptions, together: int = 1) -> None:
-    """Refuse now what would be killed for its memory after hours.
+    """Refuse a clip that would run out of memory, before hours are spent on it.
 
     Raises:
-        InputError: the clip needs more than is free.
+        InputError: the clip needs more memory than is free.
     """
     submodel, needed = peak_memory(manifest, plan, run, together)
     free, size = available_bytes(), plan.size
@@ -59,7 +60,7 @@ def check_memory(manifest: Manifest, plan: ClipPlan, run: RunOptions, together: 
 def _submodel_peaks(
     manifest: Manifest, stage: Stage, run: RunOptions, together: int
 ) -> Iterator[tuple[str, float]]:
-    """Every submodel of a stage with the bytes it takes at its peak."""
+    """Yield every submodel of a stage with its peak memory in bytes."""
     peaks: dict[str, float] = {}
     for calls in stage.calls:
         info = manifest.submodels[calls.submodel]
@@ -73,7 +74,7 @@ def _submodel_peaks(
 
 
 def _spool_sizes(manifest: Manifest, plan: ClipPlan) -> list[int]:
-    """Bytes of what grows with a clip beside its frames; each is on disk beyond a spool's limit."""
+    """Bytes of each array that grows with a clip, except its frames; above a spool's limit it is on disk."""
     video = manifest.constants.video
     tokens = manifest.submodels["audio2token"].outputs[0].shape[2:]
     token_values = math.prod(int(size) for size in tokens)

@@ -1,4 +1,4 @@
-"""A loaded bundle and the whole way from a portrait and a recording to a video.
+"""Loading a bundle, and generating videos from a portrait and a recording with it.
 
 Example:
 
@@ -50,26 +50,26 @@ def load_model(arguments: LoadArguments) -> SonicModel:
 
     Args:
         name: a bundle's name or path.
-        check_digests: compare every file with the manifest's sha256.
+        check_digests: compare every file with its SHA-256 in the manifest.
         (options)
 
     Raises:
-        BundleError: there is no such bundle, its files are missing, changed or too many, or this machine
-            cannot run it.
+        BundleError: there is no such bundle, a file is missing, changed or extra, or this machine cannot
+            run the bundle.
         InputError: an option cannot be used.
     """
     return open_model(arguments.name, narrowed(arguments, RunOptions), arguments.check_digests)
 
 
 def open_model(name: PathLike, run: RunOptions, check_digests: bool = True) -> SonicModel:
-    """As :func:`load_model`, with options that are made already."""
+    """As :func:`load_model`, with the options in an object."""
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
     return SonicModel(make_engine(bundle, run), run)
 
 
 @dataclass(frozen=True)
 class ClipArguments(GenerationOptions):
-    """The arguments of :meth:`SonicModel.generate`; the options' definitions are those they inherit."""
+    """The arguments of :meth:`SonicModel.generate`; the options are inherited with their definitions."""
 
     image: Annotated[PathLike, Option("Portrait (JPEG, PNG, WebP, ...)")]
     audio: Annotated[PathLike, Option("Speech (WAV, MP3, FLAC, M4A, ...)")]
@@ -90,14 +90,14 @@ class ClipArguments(GenerationOptions):
         return None if self.spool_directory is None else Path(self.spool_directory)
 
     def request(self, constants: Constants) -> ClipRequest:
-        """What is asked for, with the bundle's values where none was given."""
+        """What to generate, with the bundle's defaults for options that were not given."""
         options = narrowed(self, GenerationOptions).resolved(constants)
         return ClipRequest(self.image, self.audio, options, self.noise, self.dump)
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What became of one clip of :meth:`SonicModel.generate_many`: a video, or why there is none."""
+    """The result for one clip of :meth:`SonicModel.generate_many`: a video, or the error instead of one."""
 
     index: int
     video: Video | None
@@ -105,10 +105,10 @@ class ClipResult:
 
 
 class SonicModel:
-    """Generates videos with one bundle; make it with :func:`load_model`.
+    """Generates videos with one bundle; created by :func:`load_model`.
 
-    It holds nothing of a clip, so any number of threads may generate with one model at the same time, and
-    each gets the bytes that it gets alone.
+    It holds no per-clip state, so any number of threads may generate with one model at the same time, and
+    each gets the same bytes as it would alone.
     """
 
     def __init__(self, engine: Engine, run: RunOptions = BALANCED) -> None:
@@ -117,42 +117,42 @@ class SonicModel:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
+        """The bundle's manifest."""
         return self.engine.bundle.manifest
 
     @property
     def constants(self) -> Constants:
-        """The bundle's numbers."""
+        """The bundle's constants."""
         return self.manifest.constants
 
     @method_accepts(ClipArguments)
     def generate(self, clip: ClipArguments) -> Video:
         """Generate a talking-head video; the same inputs and seed give the same bytes.
 
-        EXIF orientation of the portrait is applied. A portrait whose short side is under 512 pixels is not
-        enlarged beyond 512. With buckets b, the UNet gets ``dynamic_scale * b``, and its expression bucket
-        ``motion_scale * dynamic_scale * b[1]``. The formulas of the two corrections are those of
+        The portrait's EXIF orientation is applied. A portrait whose short side is under 512 pixels is not
+        enlarged beyond 512. With motion buckets b, the UNet is conditioned on ``dynamic_scale * b[0]`` and
+        ``dynamic_scale * motion_scale * b[1]`` (expression). For the formulas of the two corrections, see
         :func:`sonic.media.lipsync.sound_offset_frames` and :class:`sonic.media.smoothing.TemporalSmoother`.
 
         Args:
             (options)
             progress: shows the stages; bars on a terminal by default.
-            observer: called with the inputs and outputs of every submodel's run.
-            cancel: once it is set, from any thread, the generation ends within one run of the UNet and
+            observer: called with the inputs and outputs of every submodel call.
+            cancel: once it is set, from any thread, the generation ends within one call of the UNet and
                 leaves nothing behind.
-            spool_directory: where long results go while they are made; the system's temporary folder
-                by default.
+            spool_directory: folder of the temporary files that hold large results; the system's temporary
+                folder by default.
 
         The dump holds ``audio_tokens.npy`` (frames, tokens, width), ``uncond_tokens.npy`` (tokens, width),
         ``buckets.npy`` (frames, 2; before `dynamic_scale`), ``latents.npy`` (frames, 4, H/8, W/8) and
         ``frames.npy`` (frames, H, W, 3 uint8; before interpolation).
 
         Returns:
-            (frames, H, W, 3) uint8 at 25 frames a second, as long as the sound, with the sound
-            attached; on disk when long.
+            (frames, H, W, 3) uint8 at 25 frames per second, as long as the sound, with the sound
+            attached; on disk when large.
 
         Raises:
-            InputError: an input or option that cannot be used.
+            InputError: an input or option cannot be used.
             OutputError: the dump or the spool cannot be written.
             BundleError: the bundle cannot be run.
             GenerationCancelled: `cancel` was set.
@@ -170,7 +170,7 @@ class SonicModel:
         spool_directory: Path | None = None,
         cancel: threading.Event | None = None,
     ) -> Video:
-        """Generate what a request asks for; returns and raises as :meth:`generate`."""
+        """As :meth:`generate`, for a request."""
         with self._denoised(request, progress, observer, spool_directory, cancel) as clip:
             return clip.render(progress)
 
@@ -184,17 +184,17 @@ class SonicModel:
         Takes the arguments of :meth:`generate`.
 
         Yields:
-            What :meth:`generate` returns, frame by frame. With `lip_sync_correction`, which has to see
-            every frame before the sound is known, all are made first and kept, on disk when long.
+            What :meth:`generate` returns, frame by frame. With `lip_sync_correction`, which needs every
+            frame to determine the sound, all frames are computed first and kept, on disk when large.
 
         Raises:
-            InputError, OutputError, BundleError, GenerationCancelled: as :meth:`generate`.
+            InputError, OutputError, BundleError, GenerationCancelled: as for :meth:`generate`.
         """
         return self.stream_clip(clip)
 
     @contextmanager
     def stream_clip(self, clip: ClipArguments) -> Iterator[VideoStream]:
-        """As :meth:`stream`, with arguments that are made already."""
+        """As :meth:`stream`, with the arguments in an object."""
         request, progress = clip.request(self.constants), clip.progress or default_progress()
         with (
             self._denoised(request, progress, clip.observer, clip.spool, clip.cancel) as denoised,
@@ -212,7 +212,7 @@ class SonicModel:
         cancel: threading.Event | None,
     ) -> Iterator[PreparedClip]:
         engine = WatchedEngine(self.engine, observer, cancel)
-        # An observer sees one call after another.
+        # Observers may rely on seeing one call after another.
         calls_at_once = self.run.calls_at_once if observer is None else 1
         with Generation(engine, request, progress, spool_directory, self.run) as generation:
             clip = generation.prepare()
@@ -228,17 +228,17 @@ class SonicModel:
         spool_directory: PathLike | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[ClipResult]:
-        """Generate several videos; each has the bytes that :meth:`generate` gives it.
+        """Generate several videos, each with the same bytes as from :meth:`generate`.
 
-        Clips are denoised in groups, and while one group is, the videos of the group before are
+        Clips are denoised in groups; while one group is denoised, the videos of the previous group are
         decoded. A clip that cannot be generated does not stop the others.
 
         Args:
-            clips: for each clip the arguments of :meth:`generate` by name, from `image` to `dump`.
+            clips: the arguments of :meth:`generate` for each clip, by name, from `image` to `dump`.
             together: how many clips are denoised together; their latents are in memory.
             progress: shows the stages of preparing and denoising.
             spool_directory: as for :meth:`generate`.
-            cancel: once it is set, all clips that are not done end within one run of the UNet, each with
+            cancel: once it is set, all unfinished clips end within one call of the UNet, each with
                 :class:`sonic.errors.GenerationCancelled` as its error.
 
         Yields:
@@ -268,7 +268,7 @@ class SonicModel:
 
 @dataclass(frozen=True)
 class _DenoisedClip:
-    """A clip that waits to be decoded, and what has to be closed then."""
+    """A denoised clip that waits to be decoded, and the resources to close afterwards."""
 
     clip: PreparedClip
     resources: ExitStack
@@ -285,7 +285,7 @@ class _Batch:
         self._progress, self._spool_directory = progress, spool_directory
 
     def denoise(self, group: list[ClipArguments | Mapping[str, Any]]) -> list[_DenoisedClip | SonicError]:
-        """Every clip denoised, or what was wrong with it."""
+        """Denoise a group; returns for each clip the result, or the error that prevented it."""
         clips: list[_DenoisedClip | SonicError] = []
         try:
             with ExitStack() as resources:
@@ -294,12 +294,12 @@ class _Batch:
                         clips.append(self._prepare(arguments, len(group), resources))
                     except SonicError as error:
                         clips.append(error)
-                self._shared.close()  # the UNet needs the memory
+                self._shared.close()  # frees their memory for the UNet
                 prepared = [clip.clip for clip in clips if isinstance(clip, _DenoisedClip)]
                 if prepared:
                     denoise_clips(self._engine, prepared, self._progress, self._run.calls_at_once)
-                resources.pop_all()  # from now on each clip closes its own
-        except SonicError as error:  # the bundle's fault, whatever the clip, or all were cancelled
+                resources.pop_all()  # from here on, each clip closes its own resources
+        except SonicError as error:  # affects all clips: a fault of the bundle, or cancellation
             return [error if isinstance(clip, _DenoisedClip) else clip for clip in clips]
         return clips
 
@@ -320,7 +320,7 @@ class _Batch:
 
 
 def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArguments:
-    """The arguments of :meth:`SonicModel.generate` by name, checked.
+    """Check the arguments of :meth:`SonicModel.generate`, given by name.
 
     Raises:
         InputError: a name is unknown or missing, or a value cannot be used.
@@ -341,7 +341,7 @@ def _render(clip: _DenoisedClip | SonicError) -> Video:
     if isinstance(clip, SonicError):
         raise clip
     with clip.resources:
-        return clip.clip.render(NoProgress())  # a terminal shows one bar at a time: that of the denoising
+        return clip.clip.render(NoProgress())  # a terminal shows one bar at a time: that of denoising
 
 
 def _results(first: int, futures: list[Future[Video]]) -> Iterator[ClipResult]:

@@ -1,4 +1,4 @@
-"""What a user may ask of one generation, and how its submodels run: each option is defined here, once."""
+"""The options of a clip, and of how submodels run: each option is defined here, once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sonic.schema import Option, Validated, definitions
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(Validated):
-    """The options of one clip; None means the bundle's value, or the input's own.
+    """The options of one clip; None means the bundle's default, or that of the input.
 
     Raises:
         InputError: a value is of another type, or out of its range.
@@ -90,7 +90,7 @@ class GenerationOptions(Validated):
     ] = False
 
     def resolved(self, constants: Constants) -> GenerationOptions:
-        """The same options with the bundle's values where none was given."""
+        """The same options, with the bundle's defaults for those that are None."""
         return replace(
             self,
             **{
@@ -101,7 +101,7 @@ class GenerationOptions(Validated):
         )
 
 
-DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's values
+DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's defaults
 
 MemoryMode = Literal["low", "balanced", "fast"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
@@ -109,11 +109,11 @@ MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Validated):
-    """How submodels run; none of it changes what is asked for.
+    """How submodels run; none of these options changes what is generated.
 
-    With `memory` "low" the guidance branches run one after another, with "balanced" as one batch; "fast"
-    runs branches and windows apart as "low" does, and as many of them at the same time as the cores are
-    enough for, each with `threads` threads, or one where that is None.
+    With `memory` "low", the guidance branches run one after another; with "balanced", as one batch. "fast"
+    runs each branch of each window as a call of its own, as "low" does, but as many calls at the same time as
+    there are cores for, each with `threads` threads (one if that is None).
 
     Raises:
         InputError: a value is of another type, or out of its range.
@@ -121,17 +121,15 @@ class RunOptions(Validated):
 
     memory: Annotated[
         MemoryMode,
-        Option("Guidance branches one by one, together, or all calls at once"),
+        Option("Run guidance branches one by one, as one batch, or as many calls as there are cores for"),
     ] = "balanced"
     threads: Annotated[
         int | None,
-        Option(
-            "Threads for one operator", unit="threads", minimum=1, maximum=1024, default="the engine chooses"
-        ),
+        Option("Threads per operator", unit="threads", minimum=1, maximum=1024, default="the engine chooses"),
     ] = None
     bfloat16: Annotated[
         bool,
-        Option("Multiply float32 matrices in bfloat16, where aarch64 processors can: faster, less exact"),
+        Option("Multiply float32 matrices in bfloat16 on aarch64 processors that can: faster, less accurate"),
     ] = False
 
     @property
@@ -141,16 +139,16 @@ class RunOptions(Validated):
 
     @property
     def calls_at_once(self) -> int:
-        """Calls of the UNet at the same time."""
+        """Number of UNet calls that run at the same time."""
         return max(1, cpu_count() // (self.threads or 1)) if self.memory == "fast" else 1
 
     @property
     def threads_of_a_call(self) -> int | None:
-        """Threads of one call; None where the engine is to choose.
+        """Threads of one call; None if the engine is to choose.
 
-        Engines know the processor only: ONNX Runtime pins a thread to every core, be it the process's or
-        not. And with more threads than a control group's quota, all are stopped together for a part of
-        every period.
+        Engines only know the processor: ONNX Runtime pins a thread to every core, whether or not the process
+        may use it. And if there are more threads than a control group's CPU quota allows, all of them are
+        throttled for part of every period.
         """
         if self.threads is not None:
             return self.threads
@@ -161,7 +159,7 @@ class RunOptions(Validated):
 
     @property
     def threads_at_once(self) -> int:
-        """Threads of all calls at the same time."""
+        """Total threads of all calls that run at the same time."""
         return self.calls_at_once * (self.threads_of_a_call or cpu_count())
 
 

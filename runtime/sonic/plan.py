@@ -1,4 +1,6 @@
-"""What a clip will do, as data: the steps of its denoising, and every submodel's calls.
+"""How a clip will be computed, as data: its denoising steps, and the calls of every submodel.
+
+Example:
 
     plan = plan_clip(manifest.constants, ClipSize(seconds=10.0, width=512, height=512, steps=25))
     plan.denoising.steps[3].sigma
@@ -6,8 +8,8 @@
         for calls in stage.calls:
             print(stage.name, calls.submodel, calls.sizes, calls.count)
 
-A generation makes its plan before it denoises and executes it; `sonic plan` prints it, and estimates, memory
-checks and progress count the same object.
+A generation makes this plan before denoising, and executes it; `sonic plan` prints it, and estimates, memory
+checks and progress are computed from the same object.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class ClipSize:
     """How long and how large a clip is, and in how many steps it is denoised.
 
     Attributes:
-        seconds: of speech.
-        width, height: of the video in pixels, multiples of 64.
+        seconds: duration of the speech.
+        width, height: size of the video in pixels, multiples of 64.
         steps: denoising steps.
     """
 
@@ -47,8 +49,8 @@ class SubmodelCalls:
 
     Attributes:
         submodel: its name.
-        sizes: of its dynamic axes.
-        count: how many calls.
+        sizes: sizes of its dynamic axes, by name.
+        count: number of calls.
         independent: how many of them may run at the same time, as none needs another's result.
     """
 
@@ -63,10 +65,10 @@ class Stage:
     """One stage of a clip.
 
     Attributes:
-        name: as progress shows it.
-        calls: of its submodels.
-        loaded_together: whether its submodels are in memory at the same time; else one after another.
-        several_clips: whether the stages of several clips run at the same time, where a batch has them.
+        name: the name that progress shows.
+        calls: the calls of its submodels.
+        loaded_together: whether its submodels are in memory at the same time; if not, one after another.
+        several_clips: whether a batch runs this stage for several clips at the same time.
     """
 
     name: str
@@ -80,9 +82,9 @@ class ClipPlan:
     """Everything that will be computed for one clip.
 
     Attributes:
-        size: of the clip.
-        generated_frames: frames that are denoised.
-        shown_frames: frames of the video.
+        size: the clip's size.
+        generated_frames: number of frames that are denoised.
+        shown_frames: number of frames in the video.
         denoising: every step with its windows, guidance branches and calls.
         stages: the calls of every submodel, in the order in which they run.
     """
@@ -133,10 +135,10 @@ def plan_clip(
     """Plan a clip.
 
     Args:
-        constants: of the bundle.
-        size: of the clip.
+        constants: the bundle's.
+        size: the clip's.
         run: how submodels run.
-        generated_frames: where they are known already; else they follow from the seconds.
+        generated_frames: number of frames to denoise, if known; by default it follows from the duration.
     """
     video = constants.video
     if generated_frames is None:
@@ -160,15 +162,15 @@ def plan_clip(
 def plan_square_clip(
     constants: Constants, options: GenerationOptions, run: RunOptions = BALANCED
 ) -> ClipPlan:
-    """Plan a clip of a square portrait, of which nothing but the options is known.
+    """Plan a clip of a square portrait, when nothing but its options is known.
 
     Args:
-        constants: of the bundle.
-        options: of the clip; the duration has to be given, the others may be the bundle's.
+        constants: the bundle's.
+        options: the clip's; the duration has to be given, the others may be None for the bundle's defaults.
         run: how submodels run.
 
     Raises:
-        InputError: the resolution is below the smallest.
+        InputError: the resolution rounds to zero.
     """
     options = options.resolved(constants)
     side, steps, seconds = options.min_resolution, options.inference_steps, options.duration
@@ -182,7 +184,7 @@ def _portrait_calls(constants: Constants, size: ClipSize) -> tuple[SubmodelCalls
     return (
         SubmodelCalls("face_detector", {"height": detector_height, "width": detector_width}, 1),
         SubmodelCalls("image_encoder", {}, 1),
-        SubmodelCalls("vae_encoder", _picture(size), 1),
+        SubmodelCalls("vae_encoder", _picture_sizes(size), 1),
     )
 
 
@@ -191,7 +193,7 @@ def _speech_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[Su
     windows = int(np.ceil(size.seconds * audio.sample_rate_hz / audio.window_samples))
     return (
         SubmodelCalls("audio_encoder", {}, windows),
-        # They run on pieces of the clip, which add up to the same.
+        # These run on pieces of the clip, whose work adds up to that of one call.
         SubmodelCalls("audio2token", {"frames": frames}, 1),
         SubmodelCalls("audio2bucket", {"frames": frames}, 1),
     )
@@ -200,7 +202,7 @@ def _speech_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[Su
 def _denoising_calls(
     constants: Constants, size: ClipSize, denoising: DenoisingPlan
 ) -> tuple[SubmodelCalls, ...]:
-    height, width = _latent(constants, size)
+    height, width = _latent_size(constants, size)
     counts: dict[tuple[int, int], list[int]] = {}
     for step in denoising.steps:
         for branches in step.calls:
@@ -219,7 +221,7 @@ def _denoising_calls(
 
 def _decoding_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[SubmodelCalls, ...]:
     video = constants.video
-    height, width = _latent(constants, size)
+    height, width = _latent_size(constants, size)
     whole, rest = divmod(frames, video.decode_chunk_frames)
     calls = [
         SubmodelCalls("vae_decoder", {"count": count, "height": height, "width": width}, chunks)
@@ -227,14 +229,14 @@ def _decoding_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[
         if count and chunks
     ]
     if video.interpolation_factor == 2 and frames > 1:
-        calls.append(SubmodelCalls("frame_interpolator", _picture(size), frames - 1))
+        calls.append(SubmodelCalls("frame_interpolator", _picture_sizes(size), frames - 1))
     return tuple(calls)
 
 
-def _picture(size: ClipSize) -> dict[str, int]:
+def _picture_sizes(size: ClipSize) -> dict[str, int]:
     return {"count": 1, "height": size.height, "width": size.width}
 
 
-def _latent(constants: Constants, size: ClipSize) -> tuple[int, int]:
+def _latent_size(constants: Constants, size: ClipSize) -> tuple[int, int]:
     stride = constants.video.latent_stride_pixels
     return size.height // stride, size.width // stride

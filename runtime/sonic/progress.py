@@ -1,4 +1,4 @@
-"""Progress of long work: which stage, how far, how long it will take."""
+"""Progress of long work: the stage, how far it is, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as RichBars
 
 Advance = Callable[[], None]
-# Where output is no terminal: the first line of a stage comes early, so that whoever watches a log knows how
-# long it will take; later ones come at most this often.
+# Where output is not a terminal: the first line of a stage comes early, so that the log soon says how long it
+# will take; later ones come at most this often.
 _FIRST_LINE_SECONDS = 2.0
 _LINES_EVERY_SECONDS = 30.0
 
@@ -29,7 +29,7 @@ class Progress(Protocol):
     """Follows the stages of one job."""
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Advance]:
-        """Enter a stage of `total` steps; call the result after each step."""
+        """Enter a stage of `total` steps; the context manager yields a function to call after each step."""
 
 
 class NoProgress:
@@ -76,7 +76,7 @@ class ConsoleProgress:
             done += 1
 
         def report() -> None:
-            """In a thread, as one step may take minutes."""
+            """Runs in a thread, as one step may take minutes."""
             wait = _FIRST_LINE_SECONDS
             while not finished.wait(wait):
                 seconds = time.monotonic() - started
@@ -98,7 +98,7 @@ class ConsoleProgress:
 
 
 def default_progress() -> Progress:
-    """Bars where a person is looking (standard error is a terminal), else nothing."""
+    """Bars if standard error is a terminal, otherwise nothing."""
     progress = ConsoleProgress()
     return progress if progress.console.is_terminal else NoProgress()
 

@@ -1,9 +1,11 @@
-"""Reading frozen dataclasses from JSON, with errors of one sentence.
+"""Reading frozen dataclasses from JSON, with one-sentence errors.
+
+Example:
 
     machine = read_record(Machine, text, str(path), InputError)
 
-Fields and their types, annotations with pydantic's constraints among them, are the whole definition; a
-dataclass whose unknown entries are errors says so with ``__pydantic_config__ = EXACT``.
+Fields and their types, which may be annotated with pydantic's constraints, fully define a dataclass.
+With ``__pydantic_config__ = EXACT``, unknown entries are errors; with ``TOLERANT``, they are ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from sonic.errors import SonicError
 Record = TypeVar("Record")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes milliseconds
 
-#: Numbers are not read from text, and entries that no field has are errors.
+#: Strings are not converted to numbers, and entries without a field are errors.
 EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-#: As `EXACT`, but entries that no field has are left out.
+#: As `EXACT`, but entries without a field are ignored.
 TOLERANT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
@@ -31,12 +33,12 @@ def read_record(
     Args:
         kind: the dataclass.
         text: JSON.
-        source: the file, which the error names.
-        error: what is raised.
-        advice: ends the error: what the user can do.
+        source: the file's name, for the error.
+        error: the class of the error.
+        advice: what the user can do; it ends the message.
 
     Raises:
-        SonicError: of the class `error`, where an entry is missing, unknown, of another type or out of range.
+        SonicError: of the class `error`; an entry is missing, unknown, of another type or out of range.
     """
     try:
         if kind not in _ADAPTERS:
@@ -49,7 +51,7 @@ def read_record(
 
 
 def describe(failure: ValidationError) -> str:
-    """The first problem: which entry, its value, and what would be right."""
+    """Describe the first problem: which entry, its value, and what would be right."""
     problem = failure.errors(include_url=False)[0]
     entry = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
@@ -72,10 +74,10 @@ def describe(failure: ValidationError) -> str:
             return f"the entry '{entry}' is malformed: {problem['ctx']['error']}"
         case _:
             wanted = problem["msg"].removeprefix("Input ")
-    return f"'{entry}' is {_shown(problem['input'])}, but {wanted}"
+    return f"'{entry}' is {_shorten(problem['input'])}, but {wanted}"
 
 
-def _shown(value: Any) -> str:
-    """A value of at most some words."""
+def _shorten(value: Any) -> str:
+    """A value's `repr`, shortened to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

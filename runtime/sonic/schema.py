@@ -1,5 +1,7 @@
 """Options that are defined once, as annotated fields of a frozen dataclass.
 
+Example:
+
     @dataclass(frozen=True, kw_only=True)
     class GenerationOptions(Validated):
         inference_steps: Annotated[
@@ -8,9 +10,9 @@
 
     GenerationOptions(inference_steps=0)   # InputError: steps is 0, but should be a whole number ...
 
-Everything else derives from such a field: the arguments of the Python API (:func:`accepts`), the options of
-the command lines (:mod:`sonic.cli.options`), the keys of batch lines (:mod:`sonic.jobs.job`), and, with
-pydantic's `TypeAdapter.json_schema` of a definition's `adapter`, the schema of other interfaces.
+Everything else is derived from such a field: the arguments of the Python API (:func:`accepts`), the options
+of the command lines (:mod:`sonic.cli.options`), the keys of batch lines (:mod:`sonic.jobs.job`), and, through
+`json_schema` of a definition's `adapter`, the schema of other interfaces.
 """
 
 from __future__ import annotations
@@ -46,21 +48,21 @@ _Arguments = TypeVar("_Arguments")
 _Owner = TypeVar("_Owner")
 _Result = TypeVar("_Result")
 _Base = TypeVar("_Base")
-# Numbers are not taken from text, nor flags from numbers; infinity is not a number of anything.
+# Strings are not converted to numbers, nor numbers to flags; infinities and NaN are rejected.
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
 class Option(GroupedMetadata):
-    """What a field's annotation says beside its type.
+    """What a field's annotation states in addition to its type.
 
     Attributes:
-        sentence: what it does, for people.
-        unit: of the number, as it ends a sentence: "pixels of the short side".
+        sentence: what the option does, for users.
+        unit: the number's unit, as it ends a sentence: "pixels of the short side".
         minimum, maximum: the range, bounds included.
-        default: what is used where the field's default is None.
-        name: on command lines and in files, where the field's own (published) name differs.
-        bundle_default: gives the bundle's value for None, from its constants.
+        default: describes the value that is used where the field's default is None.
+        name: the option's name on command lines and in files, if not the field's own (published) name.
+        bundle_default: gives the value that replaces None, from the bundle's constants.
     """
 
     sentence: str
@@ -72,7 +74,7 @@ class Option(GroupedMetadata):
     bundle_default: Callable[[Any], Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        """The constraints as pydantic's."""
+        """The constraints in pydantic's terms."""
         yield Field(
             ge=self.minimum,
             le=self.maximum,
@@ -86,13 +88,13 @@ class Definition:
     """One option, read from its field.
 
     Attributes:
-        field: the argument of the Python API.
-        name: on command lines and in files.
+        field: the name of the argument in the Python API.
+        name: the option's name on command lines and in files.
         kind: the type of a value: int, float, bool, str, Path, or a `Literal`.
-        optional: whether None is a value.
-        default: the field's; `dataclasses.MISSING` where it has to be given.
+        optional: whether None is allowed.
+        default: the field's default; `dataclasses.MISSING` if the option is required.
         option: its sentence, unit and range.
-        adapter: pydantic's, for the whole annotation.
+        adapter: pydantic's adapter for the whole annotation.
     """
 
     field: str
@@ -105,12 +107,12 @@ class Definition:
 
     @property
     def required(self) -> bool:
-        """Whether it has to be given."""
+        """Whether the option has to be given."""
         return self.default is MISSING
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values of a `Literal`; none for other types."""
+        """The values of a `Literal`; empty for other types."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property
@@ -129,10 +131,10 @@ class Definition:
         return f"{text} {self.option.unit}".rstrip()
 
     def check(self, value: Any) -> None:
-        """Compare a value with the definition.
+        """Check a value against the definition.
 
         Raises:
-            InputError: it is of another type, or out of range.
+            InputError: the value is of another type, or out of range.
         """
         try:
             self.adapter.validate_python(value)
@@ -144,10 +146,10 @@ class Definition:
 
 
 class Validated:
-    """A frozen dataclass whose annotated fields are checked when it is made.
+    """Base of frozen dataclasses whose annotated fields are checked at construction.
 
     Raises:
-        InputError: a value is of another type than its field's, or out of its range.
+        InputError: a value is of another type than its field, or out of range.
     """
 
     def __post_init__(self) -> None:
@@ -172,7 +174,7 @@ def _read_definitions(options: type) -> Iterator[Definition]:
         metadata = getattr(hint, "__metadata__", ())
         option = next((entry for entry in metadata if isinstance(entry, Option)), None)
         if option is not None:
-            kind, optional = _kind(hint.__origin__)
+            kind, optional = _type_without_none(hint.__origin__)
             default = item.default if item.default_factory is MISSING else item.default_factory()
             yield Definition(
                 item.name, option.name or item.name, kind, optional, default, option, _adapter(hint)
@@ -180,17 +182,17 @@ def _read_definitions(options: type) -> Iterator[Definition]:
 
 
 def narrowed(arguments: _Base, kind: type[_Base]) -> _Base:
-    """An object of a class that `arguments` inherits from, with its values."""
+    """Convert `arguments` to `kind`, a base of its class, with the values of the shared fields."""
     return kind(**{item.name: getattr(arguments, item.name) for item in fields(kind)})  # type: ignore[arg-type]
 
 
 def accepts(
     arguments: Callable[_Parameters, _Arguments],
 ) -> Callable[[Callable[[_Arguments], _Result]], Callable[_Parameters, _Result]]:
-    """Give a function, which takes one object of arguments, the signature of that object's class.
+    """Decorate a function of one arguments object so that it takes that object's fields as arguments.
 
-    Type checkers, `help` and the documentation see the arguments; the docstring's "Args" ends with the
-    sentences of those that are options.
+    Type checkers, `help` and the documentation see these arguments. The line "(options)" in the docstring is
+    replaced by the sentences of those that are options.
     """
 
     def decorate(function: Callable[[_Arguments], _Result]) -> Callable[_Parameters, _Result]:
@@ -210,7 +212,7 @@ def accepts(
 def method_accepts(
     arguments: Callable[_Parameters, _Arguments],
 ) -> Callable[[Callable[[_Owner, _Arguments], _Result]], Callable[Concatenate[_Owner, _Parameters], _Result]]:
-    """As :func:`accepts`, for a method."""
+    """As :func:`accepts`, for methods."""
 
     def decorate(
         method: Callable[[_Owner, _Arguments], _Result],
@@ -237,7 +239,7 @@ def _publish(
     signature: inspect.Signature,
     arguments: Callable[..., Any],
 ) -> None:
-    """Show a signature and the options' sentences where Python looks for them."""
+    """Put the signature and the options' sentences where Python looks for them."""
     returns = inspect.signature(function).return_annotation
     call.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
     text = inspect.getdoc(function) or ""
@@ -247,7 +249,7 @@ def _publish(
     call.__doc__ = text
 
 
-#: The line of a docstring that the options' sentences replace.
+#: The docstring line that is replaced by the options' sentences.
 _OPTIONS_HERE = "(options)"
 
 
@@ -262,8 +264,8 @@ def _described(definition: Definition) -> str:
     return f"{definition.field}: {option.sentence}" + (f" ({'; '.join(notes)})." if notes else ".")
 
 
-def _kind(hint: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was part of it; anything with a path in it is a path."""
+def _type_without_none(hint: Any) -> tuple[Any, bool]:
+    """A type without None, and whether None was part of it; a union that allows `str` is a path."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     rest = [member for member in members if member is not type(None)]
     if str in rest:

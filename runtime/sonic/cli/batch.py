@@ -1,4 +1,4 @@
-"""``sonic batch``: a video for every line of a file of jobs."""
+"""``sonic batch``: a video for every line of a jobs file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sonic.progress import ConsoleProgress
     type=click.IntRange(1),
     default=4,
     show_default=True,
-    help="Clips that are denoised together.",
+    help="How many clips are denoised together.",
 )
-@click.option("--report", type=PATH, help="What became of each job [JOBS.report.jsonl].")
+@click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
 @run_options
 def batch(jobs: Path, bundle: str, together: int, report: Path | None, run: RunOptions) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
     A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
     'sonic generate', for example {"image": "a.png", "audio": "a.wav", "output": "a.mp4", "seed": 7}.
-    A job that fails does not stop the others (exit code 1 in the end); a run that was stopped goes on
-    with what is not done.
+    A job that fails does not stop the others (the exit code is then 1); a run that was stopped resumes
+    with the jobs that are not done.
     """
     with user_errors():
         from sonic.jobs.job import read_jobs

@@ -1,4 +1,4 @@
-"""How commands end: errors as one sentence, warnings as notes, signals after cleaning up."""
+"""How commands end: errors become one sentence, warnings become notes, and signals clean up first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 
 from sonic.errors import SonicError, SonicWarning
 
-# `docker stop`, systemd, Slurm and `timeout` send the first; a terminal that closes sends the second.
+# `docker stop`, systemd, Slurm and `timeout` send the first; closing a terminal sends the second.
 _TERMINATING = tuple(
     number for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")) if number is not None
 )
@@ -23,7 +23,7 @@ _INTERRUPTED_EXIT_CODE = 130
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print an error that the user can solve as one sentence (exit code 2), and warnings as notes.
+    """Print an error that the user can fix as one sentence (exit code 2), and warnings as notes.
 
     Ctrl-C, SIGTERM and SIGHUP unwind the stack, so that whatever is half-written is removed, and end with
     the exit code that shells expect (130, 143, 129).
@@ -40,7 +40,7 @@ def user_errors() -> Iterator[None]:
         except SonicError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
-        except OSError as error:  # a disk that is full, a folder that may not be read
+        except OSError as error:  # such as a full disk or an unreadable folder
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"error: {where}{error.strerror or error}", err=True)
             sys.exit(2)
@@ -51,18 +51,18 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    """Let signals that end a process raise `SystemExit` in the main thread.
+    """Make signals that end a process raise `SystemExit` in the main thread.
 
-    A signal that is ignored, as `nohup` does, stays ignored.
+    A signal that is ignored, as under `nohup`, stays ignored.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
-        for other in _TERMINATING:  # a second one must not interrupt the cleaning up
+        for other in _TERMINATING:  # a second signal must not interrupt the clean-up
             signal.signal(other, signal.SIG_IGN)
-        click.echo(f"ended by {signal.Signals(number).name}; nothing was written", err=True)
+        click.echo(f"stopped by {signal.Signals(number).name}; nothing was written", err=True)
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield
         return
     before = {number: signal.getsignal(number) for number in _TERMINATING}

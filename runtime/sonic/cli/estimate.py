@@ -1,4 +1,4 @@
-"""``sonic estimate``: what a clip would cost, as tables."""
+"""``sonic estimate``: tables of what a clip would cost."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from sonic.storage.files import write_json
     "--machine",
     "machines",
     multiple=True,
-    help="A server's name or the JSON file of one; repeat it to compare [all that are known].",
+    help="A server's name, or a JSON file that describes one; repeat it to compare [all known servers].",
 )
-@click.option("--calibrate", "calibrated", is_flag=True, help="Measure this machine for some 10 seconds.")
+@click.option("--calibrate", "calibrated", is_flag=True, help="Measure this machine, for about 10 seconds.")
 @click.option("--save", type=PATH, help="With --calibrate: write what was measured to this JSON file.")
 @threads_option
 def estimate(
@@ -70,7 +70,7 @@ def run_estimate(
     plan = plan_square_clip(manifest.constants, options, run)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
-        stay_on_a_node(run.threads_at_once)  # as the clip would
+        stay_on_a_node(run.threads_at_once)  # as generating the clip would
         measured = calibrate(make_engine(opened, run), plan)
         chosen.insert(0, measured)
         if save is not None:

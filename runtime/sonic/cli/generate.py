@@ -1,4 +1,4 @@
-"""``sonic generate``: one video."""
+"""``sonic generate``: generate one video."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
     """Generate a video into a file.
 
     Returns:
-        A sentence that says where it is, and how long and large.
+        A line that says where the video is, and its duration and size.
 
     Raises:
-        InputError, OutputError, BundleError: as :meth:`sonic.SonicModel.generate` and
-            :func:`sonic.save_video`; also where the output is one of the inputs.
+        InputError, OutputError, BundleError: as for :meth:`sonic.SonicModel.generate` and
+            :func:`sonic.save_video`; InputError also if the output is one of the inputs.
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)

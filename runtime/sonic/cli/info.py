@@ -17,14 +17,14 @@ from sonic.cli.tables import console
 @click.command()
 @click.argument("bundle")
 def info(bundle: str) -> None:
-    """Print what a bundle holds: its manifest as tables."""
+    """Print a bundle's manifest as tables."""
     with user_errors():
         directory = find_bundle(bundle)
         print_manifest(open_bundle(directory, check_digests=False).manifest, directory, console())
 
 
 def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
-    """Print a bundle's submodels, origin and constants."""
+    """Print a bundle's submodels, constants, sources and measured parity."""
     facts = Table(title=f"bundle {manifest.name}", show_header=False)
     facts.add_row("directory", str(directory))
     facts.add_row("engine", manifest.engine)
@@ -90,7 +90,7 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
 
 
 def print_quantization(manifest: Manifest, console: Console) -> None:
-    """Print how a bundle became smaller: the layers of every submodel by precision, and by what."""
+    """Print how a bundle was quantized: plan, calibration, and every submodel's layers by precision."""
     facts = manifest.quantization
     table = Table(title=f"precision {facts['plan']} for {facts['profile']}")
     for column in ("submodel", "layers", "parameters"):
@@ -111,7 +111,7 @@ def print_quantization(manifest: Manifest, console: Console) -> None:
 def _golden_vectors(manifest: Manifest, directory: Path) -> str:
     info = manifest.verification
     if info is None:
-        return "none; convert the checkpoint again to have the bundle verified"
+        return "none; convert the checkpoint again to be able to verify the bundle"
     size = _megabytes(sum(file.bytes for file in info.files))
     return f"{size}; 'sonic verify {directory}' compares the bundle with PyTorch on this machine"
 

@@ -1,8 +1,10 @@
 """Command-line options, derived from their definitions.
 
-@click.command()
-@with_options(GenerationOptions, "options", only=("duration", "inference_steps"))
-def command(options: GenerationOptions) -> None: ...
+Example:
+
+    @click.command()
+    @with_options(GenerationOptions, "options", only=("duration", "inference_steps"))
+    def command(options: GenerationOptions) -> None: ...
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ def with_options(
     but: Collection[str] = (),
     defaults: Mapping[str, object] | None = None,
 ) -> Callable[[Command], Command]:
-    """Give a command the options that a dataclass defines; it gets an object of that class.
+    """Give a command the options that a dataclass defines; it receives an object of that class.
 
     Args:
         kind: the dataclass; see :mod:`sonic.schema`.
-        parameter: the name of the command's parameter for the object.
-        only, but: the fields that become options, or those that do not.
-        defaults: of this command, where they differ from the definition's.
+        parameter: the name of the command's parameter that receives the object.
+        only, but: the fields that become options (None for all), or those that do not.
+        defaults: this command's defaults, where they differ from the definitions'.
     """
     defaults = defaults or {}
     chosen = [d for d in definitions(kind) if (only is None or d.field in only) and d.field not in but]
@@ -52,7 +54,7 @@ def with_options(
                 values[parameter] = kind(**given)
             return command(*args, **values)
 
-        for definition in sorted(reversed(chosen), key=lambda one: one.required):  # those come first
+        for definition in sorted(reversed(chosen), key=lambda one: one.required):  # required ones first
             call = _option(definition, defaults.get(definition.field, definition.default))(call)
         return call  # type: ignore[return-value]
 
@@ -60,7 +62,7 @@ def with_options(
 
 
 def _option(definition: Definition, default: object) -> Callable[[Command], Command]:
-    """One click option. Ranges are checked where the object is made, which says what would be right."""
+    """One click option. Ranges are checked by the object itself, whose errors say what would be right."""
     flag = f"--{definition.name.replace('_', '-')}"
     text = definition.option.sentence
     if definition.required:
@@ -79,20 +81,20 @@ def _option(definition: Definition, default: object) -> Callable[[Command], Comm
 
 
 def _pin(_context: click.Context, _parameter: click.Parameter, text: str | None) -> None:
-    """Pin the process before anything starts a thread."""
+    """Pin the process before any thread is started."""
     if text is not None:
         with user_errors():
             pin_to_processors(parse_processors(text))
 
 
 def processors_option(command: Command) -> Command:
-    """The option of every command that runs submodels."""
+    """`--cpus`, an option of every command that runs submodels."""
     return click.option(
         "--cpus",
         callback=_pin,
         expose_value=False,
         metavar="LIST",
-        help="Run on these processors only, such as 0-31 [all that the process may use].",
+        help="Run only on these processors, such as 0-31 [all that the process may use].",
     )(command)
 
 
@@ -107,12 +109,12 @@ def threads_option(command: Command) -> Command:
 
 
 def clip_options(command: Command) -> Command:
-    """Everything that says what one clip is, as the parameter `clip`."""
+    """The inputs and options of one clip, as the parameter `clip`."""
     return with_options(ClipArguments, "clip")(command)
 
 
 def size_options(command: Command) -> Command:
-    """How long and how large a clip is and in how many steps it is denoised, as the parameter `options`."""
+    """A clip's duration, resolution and number of denoising steps, as the parameter `options`."""
     return with_options(
         GenerationOptions,
         "options",
@@ -122,6 +124,6 @@ def size_options(command: Command) -> Command:
 
 
 def load_for_command(bundle: PathLike, run: RunOptions) -> SonicModel:
-    """A model for a process of its own, which stays on one NUMA node where its threads fit there."""
+    """Load a model for a command, whose process is kept on one NUMA node if its threads fit there."""
     stay_on_a_node(run.threads_at_once)
     return open_model(bundle, run)

@@ -1,4 +1,4 @@
-"""``sonic plan``: what a clip will do, step by step, without doing it."""
+"""``sonic plan``: what a clip would compute, step by step, without computing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sonic.storage.files import write_json
 @click.option("--json", "plan_path", type=PATH, help="Write the whole plan to this file.")
 @run_options
 def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: RunOptions) -> None:
-    """Show what a square clip will do: the steps of its denoising, and every submodel's calls."""
+    """Show how a square clip would be computed: its denoising steps, and every submodel's calls."""
     with user_errors():
         manifest = open_bundle(find_bundle(bundle), check_digests=False).manifest
         planned = plan_square_clip(manifest.constants, options, run)
@@ -36,7 +36,7 @@ def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: R
 
 
 def steps_table(planned: ClipPlan, name: str) -> Table:
-    """The steps of the denoising."""
+    """The denoising steps."""
     size = planned.size
     title = (
         f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, "

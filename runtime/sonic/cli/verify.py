@@ -1,4 +1,4 @@
-"""``sonic verify``: whether a bundle computes on this machine what PyTorch computes."""
+"""``sonic verify``: check that a bundle computes on this machine what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from sonic.verification.verify import Verification, verify_bundle
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @threads_option
 def verify(bundle: str, report_path: Path | None, run: RunOptions) -> None:
-    """Compare BUNDLE, as this machine runs it, with PyTorch; exits with 1 beyond its tolerances.
+    """Compare BUNDLE, as this machine runs it, with PyTorch; exits with 1 if a tolerance is exceeded.
 
-    The bundle carries inputs and a short clip with what PyTorch computed for them; PyTorch is not needed.
+    The bundle contains inputs and a short clip with PyTorch's results for them; PyTorch is not needed.
     """
     with user_errors():
         found = verify_bundle(load_for_command(bundle, run), ConsoleProgress())

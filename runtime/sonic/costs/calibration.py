@@ -1,4 +1,4 @@
-"""What this machine reaches, measured."""
+"""Measuring the throughput that this machine reaches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ from sonic.plan import ClipPlan, ClipSize
 
 
 def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
-    """Measure what this machine reaches in the submodels that denoise and decode, and in encoding.
+    """Measure the throughput of the submodels that denoise and decode, and of encoding.
 
-    They are above 99 % of the work of any clip; the others count with the slowest of them.
+    They are above 99 % of the work of any clip; the other submodels are assumed to be as slow as the slowest
+    of them.
 
-    Each submodel runs at the clip's resolution where that is likely to fit into its share of the time,
-    and with fewer frames or pixels else.
+    Each submodel runs at the plan's sizes if that is likely to fit into its share of the time; otherwise the
+    UNet is measured with two frames and a batch of one.
+
+    Args:
+        engine: runs the submodels.
+        plan: the clip whose sizes are measured.
+        seconds: about how long to measure in all.
+
+    Returns:
+        A description of this machine; see :func:`sonic.costs.machines.machine_at_hand`.
 
     Raises:
         BundleError: a submodel cannot be run, or the bundle does not say what it computes.
@@ -32,13 +41,17 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
             for calls in stage.calls:
                 sizes.setdefault(calls.submodel, calls.sizes)
     share = seconds / (len(sizes) + 1)
-    efficiency = {name: _reached(engine, name, axes, share) / 1e9 for name, axes in sizes.items()}
+    efficiency = {
+        name: _measure_flop_per_second(engine, name, axes, share) / 1e9 for name, axes in sizes.items()
+    }
     efficiency["other"] = min(efficiency.values())
-    return machine_at_hand(1, efficiency, _encoding(plan.size, share))
+    return machine_at_hand(1, efficiency, _measure_encoding(plan.size, share))
 
 
-def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float) -> float:
-    """Operations a second of one submodel."""
+def _measure_flop_per_second(
+    engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float
+) -> float:
+    """Floating-point operations per second in one submodel."""
     info = engine.bundle.manifest.submodels[name]
     if info.work is None:
         raise BundleError(
@@ -69,7 +82,7 @@ def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: f
         work = {key: sum(counted.flop_of(axes).values()) for key, axes in
                 (("small", small), ("whole", sizes))}  # fmt: skip
         values = feeds(small)
-        run(values)  # the first call allocates
+        run(values)  # warm-up: the first call allocates memory
         taken = run(values)
         if taken * work["whole"] / work["small"] > budget_seconds:
             return work["small"] / taken
@@ -81,8 +94,8 @@ def _reached(engine: Engine, name: str, sizes: dict[str, int], budget_seconds: f
         return work["whole"] / float(np.median(times))
 
 
-def _encoding(clip: ClipSize, budget_seconds: float) -> float:
-    """Seconds for a megapixel of video: a picture that moves, at the clip's size."""
+def _measure_encoding(clip: ClipSize, budget_seconds: float) -> float:
+    """Encoding time in seconds per megapixel, for a moving picture of the clip's size."""
     rows, columns = np.mgrid[0 : clip.height, 0 : clip.width]
     frames = np.stack(
         [

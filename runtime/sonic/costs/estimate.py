@@ -1,10 +1,12 @@
-"""What a clip costs before it is made: operations, seconds, memory, disk and energy.
+"""Estimating what a clip will cost: operations, seconds, memory, disk and energy.
+
+Example:
 
     plan = plan_clip(model.constants, ClipSize(60.0, 512, 512, 25))
     estimate = estimate_clip(model.manifest, plan, MACHINES["kunpeng920"])
 
-Operations follow from the bundle's own counts (:mod:`sonic.bundle.work`), seconds from what a machine
-reaches.
+Operations follow from the counts in the bundle (:mod:`sonic.bundle.work`), seconds from the throughput that a
+machine reaches.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ class Estimate:
     """What a clip costs on a machine.
 
     Attributes:
-        flop: operations by submodel.
-        seconds: by submodel, and "encoding".
-        peak_bytes: resident memory.
-        peak_stage: the submodel during which it is reached.
-        disk_bytes: temporary files while `sonic generate` makes the clip. Where frames are kept before they
-            are encoded (batches, lip-sync correction, `SonicModel.generate`), it is 3 bytes a pixel more.
-        joules: of the processor.
+        flop: floating-point operations, by submodel.
+        seconds: time, by submodel and for "encoding".
+        peak_bytes: peak resident memory.
+        peak_stage: the submodel at which memory peaks.
+        disk_bytes: temporary files while `sonic generate` generates the clip. Where frames are kept before
+            they are encoded (batches, lip-sync correction, `SonicModel.generate`), 3 bytes per pixel more.
+        joules: energy of the processor.
     """
 
     flop: dict[str, float]
@@ -43,20 +45,20 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """From the start to the finished file."""
+        """Time from the start to the finished file."""
         return sum(self.seconds.values())
 
 
 def estimate_clip(
     manifest: Manifest, plan: ClipPlan, machine: Machine, run: RunOptions = BALANCED
 ) -> Estimate:
-    """What a clip costs.
+    """Estimate what a clip costs.
 
     Args:
-        manifest: of the bundle.
-        plan: of the clip.
-        machine: that it runs on.
-        run: how its submodels run; the plan was made with it.
+        manifest: the bundle's.
+        plan: the clip's.
+        machine: the machine that it runs on.
+        run: how its submodels run; the options that the plan was made with.
 
     Raises:
         BundleError: the bundle was made by a version that did not count its work.

@@ -1,4 +1,4 @@
-"""What a machine can compute: descriptions of ARM servers, of files, and of the machine at hand."""
+"""Throughput of machines: ARM servers, machines described in files, and the machine at hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sonic.host import total_bytes
 from sonic.records import EXACT, read_record
 
 
-def _with_other(efficiency: Mapping[str, float]) -> Mapping[str, float]:
+def _require_other(efficiency: Mapping[str, float]) -> Mapping[str, float]:
     if "other" not in efficiency:
         raise ValueError("it should have 'other', for the submodels that it does not name")
     return efficiency
@@ -28,16 +28,16 @@ class Machine:
     """A server, as far as capacity planning goes.
 
     Attributes:
-        name: what it is called.
-        cores: that compute.
-        gigahertz: their clock under load.
-        flop_per_cycle: float32 operations of one core in one cycle; a fused multiply-add is two.
-        memory_gigabytes: of the machine.
-        watts: of the processor under load.
-        efficiency: the share of the peak that is reached, by submodel; "other" for the rest. From
-            `sonic estimate --calibrate` where it was measured.
-        encode_seconds_per_megapixel: of video, one frame after another.
-        projected: whether the efficiency comes from another machine.
+        name: its name.
+        cores: number of cores that compute.
+        gigahertz: their clock rate under load.
+        flop_per_cycle: float32 operations of one core in one cycle; a fused multiply-add counts as two.
+        memory_gigabytes: memory of the machine.
+        watts: power of the processor under load.
+        efficiency: the fraction of the peak that is reached, by submodel; "other" for the rest. Measured by
+            `sonic estimate --calibrate`, if it was.
+        encode_seconds_per_megapixel: encoding time per megapixel of video, one frame after another.
+        projected: whether the efficiency is taken from another machine.
     """
 
     __pydantic_config__ = EXACT
@@ -48,7 +48,7 @@ class Machine:
     flop_per_cycle: Annotated[int, Field(gt=0)]
     memory_gigabytes: _Positive
     watts: _Positive
-    efficiency: Annotated[Mapping[str, _Positive], AfterValidator(_with_other)] = field(
+    efficiency: Annotated[Mapping[str, _Positive], AfterValidator(_require_other)] = field(
         default_factory=lambda: {"other": 0.6}
     )
     encode_seconds_per_megapixel: _Positive = 0.02
@@ -56,20 +56,20 @@ class Machine:
 
     @property
     def peak_flop_per_second(self) -> float:
-        """Float32 operations a second of all cores."""
+        """Peak float32 operations per second of all cores."""
         return self.cores * self.gigahertz * 1e9 * self.flop_per_cycle
 
     def flop_per_second(self, submodel: str) -> float:
-        """What is reached in a submodel."""
+        """Operations per second that are reached in a submodel."""
         return self.peak_flop_per_second * self.efficiency.get(submodel, self.efficiency["other"])
 
     def to_json(self) -> dict[str, Any]:
-        """For a file that `read_machine` reads."""
+        """Plain values for a file that :func:`find_machine` reads."""
         return asdict(self) | {"efficiency": dict(self.efficiency)}
 
 
-# Cores, clock and watts are the makers' data sheets'. Float32 operations a cycle follow from the 128-bit
-# multiply-add pipes of a core, eight operations each: two in TaiShan v110 and Neoverse N1, four in
+# Cores, clock and watts are from the makers' data sheets. Float32 operations per cycle follow from a core's
+# 128-bit multiply-add pipes, eight operations each: two in TaiShan v110 and Neoverse N1, four in
 # Neoverse V1 (as two of 256 bits) and V2, one in FTC662 (Arm's software optimization guides; for the
 # Phytium, 588.8 GFLOPS of float64 at 64 cores and 2.3 GHz).
 MACHINES = {
@@ -86,7 +86,7 @@ MACHINES = {
 
 
 def find_machine(name: str) -> Machine:
-    """A machine by its name in `MACHINES` or by the file that describes it.
+    """Find a machine by its name in `MACHINES`, or read the file that describes it.
 
     Raises:
         InputError: there is no such machine or file, or the file cannot be used.
@@ -105,5 +105,5 @@ def find_machine(name: str) -> Machine:
 
 
 def machine_at_hand(cores: int, efficiency: Mapping[str, float], encode_seconds: float) -> Machine:
-    """This machine: one "GHz" and one operation a cycle, so that `efficiency` is in GFLOP/s a core."""
+    """This machine, as one "GHz" and one operation per cycle: `efficiency` is then in GFLOP/s per core."""
     return Machine("this machine", cores, 1.0, 1, total_bytes() / 1e9, 1.0, efficiency, encode_seconds, False)

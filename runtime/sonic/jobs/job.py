@@ -1,4 +1,6 @@
-"""A file of jobs: every line is one clip, a JSON object.
+"""A jobs file: every line is a JSON object that describes one clip.
+
+Example:
 
     {"image": "anna.png", "audio": "anna.wav", "output": "anna.mp4", "seed": 7, "steps": 20}
 
@@ -23,7 +25,7 @@ from sonic.model import ClipArguments
 from sonic.schema import definitions
 
 _PATHS = ("image", "audio", "output")
-#: What a job may say beside its paths, by key.
+#: The options that a job may have besides its paths, by key.
 JOB_OPTIONS = {
     definition.name: definition
     for definition in definitions(ClipArguments)
@@ -36,7 +38,7 @@ class Job:
     """One line of the file.
 
     Attributes:
-        line: its number, from 1.
+        line: the line's number, from 1.
         image, audio, output: paths.
         options: the other arguments of `SonicModel.generate` that the line gives, by name.
     """
@@ -49,18 +51,18 @@ class Job:
 
     @property
     def inputs(self) -> Iterator[Path]:
-        """The files that it reads."""
+        """The files that the job reads."""
         yield from (self.image, self.audio)
         if "noise" in self.options:
             yield Path(self.options["noise"])
 
     @property
     def arguments(self) -> ClipArguments:
-        """Those of `SonicModel.generate`."""
+        """The arguments of `SonicModel.generate`."""
         return ClipArguments(self.image, self.audio, **self.options)
 
     def fingerprint(self, bundle_digest: str) -> str:
-        """Changes when the bundle, an input file or an option does.
+        """A digest that changes when the bundle, an input file or an option does.
 
         Raises:
             InputError: an input file cannot be read.
@@ -75,14 +77,14 @@ class Job:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Read a file of jobs and check everything that can be checked before the first one starts.
+    """Read a jobs file and check everything that can be checked before the first job starts.
 
     Raises:
-        InputError: the file or a line cannot be used, or an output is an input; it is named.
-        OutputError: an output cannot be written where it should be.
+        InputError: the file or a line cannot be used, or an output is an input; the message names it.
+        OutputError: an output cannot be written.
     """
     try:
-        # Editors of Windows put a byte order mark before UTF-8.
+        # Windows editors put a byte order mark before UTF-8.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
@@ -93,7 +95,7 @@ def read_jobs(path: Path) -> list[Job]:
         if line.strip()
     ]
     if not jobs:
-        raise InputError(f"{path} holds no jobs; write one JSON object a line")
+        raise InputError(f"{path} holds no jobs; write one JSON object per line")
     inputs = [path, *dict.fromkeys(file for job in jobs for file in job.inputs)]
     first: dict[Path, int] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""What became of each job, in a file that grows by one line as each job ends."""
+"""The outcome of each job, in a file that grows by one line whenever a job ends."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sonic.errors import OutputError
 
 @dataclass(frozen=True)
 class JobReport:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
-        output: as an absolute path.
+        output: the output's absolute path.
         status: "done" or "failed".
-        error: why it failed; "" where it did not.
-        fingerprint: `Job.fingerprint`; "" where an input could not be read.
-        frames: of the video.
-        bytes, sha256: of its file.
-        finished_after_seconds: from the run's start to the job's end.
+        error: why it failed; "" if it did not.
+        fingerprint: `Job.fingerprint`; "" if an input could not be read.
+        frames: number of frames in the video.
+        bytes, sha256: size and digest of the video file.
+        finished_after_seconds: time from the run's start to the job's end.
     """
 
     output: str
@@ -35,7 +35,7 @@ class JobReport:
     finished_after_seconds: float = 0.0
 
     def still_holds(self, fingerprint: str) -> bool:
-        """Whether the job is done, from the same inputs, and its file is as it was written."""
+        """Whether the job was done with the same inputs, and its file is still as it was written."""
         path = Path(self.output)
         return (
             self.status == "done"
@@ -47,12 +47,12 @@ class JobReport:
 
 
 def journal_path(jobs: Path) -> Path:
-    """Where a batch reports: ``jobs.jsonl`` -> ``jobs.report.jsonl``."""
+    """The default journal of a jobs file: ``jobs.jsonl`` -> ``jobs.report.jsonl``."""
     return jobs.with_name(f"{jobs.stem}.report.jsonl")
 
 
 def read_journal(path: Path) -> dict[str, JobReport]:
-    """The last report on every output; lines that a kill cut short are left out."""
+    """The last report on every output, by output; truncated lines of a killed run are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,7 +68,7 @@ def read_journal(path: Path) -> dict[str, JobReport]:
 
 
 def append_to_journal(path: Path, report: JobReport) -> None:
-    """Add a report, and have it on disk before this returns.
+    """Append a report; it is on disk when this returns.
 
     Raises:
         OutputError: the file cannot be written.
@@ -78,7 +78,7 @@ def append_to_journal(path: Path, report: JobReport) -> None:
         with open(path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                # A line that a kill cut short must not swallow this one.
+                # The truncated line of a killed run must not swallow this one.
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
             file.flush()

@@ -1,9 +1,11 @@
-"""Many videos from a file of jobs: ``sonic batch jobs.jsonl``.
+"""Generating many videos from a jobs file: ``sonic batch jobs.jsonl``.
+
+Example:
 
     reports = run_batch(model, read_jobs(path), journal_path(path))
 
-What becomes of each job is written to a journal as soon as it is known, so that a run that was stopped goes
-on with what is not done.
+The outcome of each job is written to a journal as soon as it is known, so that a run that was stopped can be
+resumed with the jobs that are not done.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ def run_batch(
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
 ) -> list[JobReport]:
-    """Run every job that is not done, and go on where one fails.
+    """Run every job that is not done; a job that fails does not stop the others.
 
-    While some clips are denoised, those before are decoded, and those before these are encoded.
+    While some clips are denoised, the previous ones are decoded, and those before them are encoded.
 
     Args:
         model: the loaded bundle.
         jobs: from :func:`sonic.jobs.job.read_jobs`.
-        journal: a file of one JSON object a line, which grows by one line as each job ends.
-        together: clips that are denoised together.
+        journal: a file of one JSON object per line, which grows by one line as each job ends.
+        together: how many clips are denoised together.
         progress: shows the stages.
-        on_report: called with each job and its report, also for those that were done before.
+        on_report: called with each job and its report, including jobs that were done before.
 
     Returns:
         The reports, in the order of the jobs.
@@ -70,7 +72,7 @@ def run_batch(
                 batch.fail(job, result.error, fingerprint)
                 continue
             encoding.append(encoder.submit(batch.encode, job, fingerprint, result.video))
-            while len(encoding) > together:  # frames of videos that wait are on disk, but not without end
+            while len(encoding) > together:  # the frames of waiting videos are on disk; limits how many
                 encoding.popleft().result()
         for future in encoding:
             future.result()
@@ -78,7 +80,7 @@ def run_batch(
 
 
 class _Batch:
-    """The reports of one run; jobs end in the encoder's thread and in the one that denoises."""
+    """The reports of one run; jobs end in the encoder thread and in the denoising thread."""
 
     def __init__(self, model: SonicModel, journal: Path, on_report: Report) -> None:
         self._journal, self._on_report = journal, on_report
@@ -89,7 +91,7 @@ class _Batch:
         self.reports: dict[int, JobReport] = {}
 
     def open_jobs(self, jobs: list[Job]) -> list[tuple[Job, str]]:
-        """The jobs that are not done, each with its fingerprint; the others are reported."""
+        """Return the jobs that are not done, each with its fingerprint, and report the others."""
         known = read_journal(self._journal)
         found: list[tuple[Job, str]] = []
         for job in jobs:
@@ -98,7 +100,7 @@ class _Batch:
             except InputError as error:
                 self.fail(job, error, "")
                 continue
-            before = known.get(_key(job))
+            before = known.get(_output_key(job))
             if before is not None and before.still_holds(fingerprint):
                 self._end(job, before, new=False)
             else:
@@ -106,7 +108,7 @@ class _Batch:
         return found
 
     def encode(self, job: Job, fingerprint: str, video: Video) -> None:
-        """Write a job's video, and report it."""
+        """Write a job's video, and report the job."""
         try:
             save_video(video, job.output, constant_rate_factor=self._quality)
         except SonicError as error:
@@ -114,7 +116,7 @@ class _Batch:
             return
         size, digest = job.output.stat().st_size, sha256_of(job.output)
         report = JobReport(
-            _key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
+            _output_key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
         )
         self._end(job, report)
 
@@ -123,7 +125,11 @@ class _Batch:
         self._end(
             job,
             JobReport(
-                _key(job), "failed", str(error), fingerprint, finished_after_seconds=self._seconds_so_far()
+                _output_key(job),
+                "failed",
+                str(error),
+                fingerprint,
+                finished_after_seconds=self._seconds_so_far(),
             ),
         )
 
@@ -138,5 +144,5 @@ class _Batch:
         return round(time.monotonic() - self._started, 3)
 
 
-def _key(job: Job) -> str:
+def _output_key(job: Job) -> str:
     return str(job.output.absolute())

@@ -1,4 +1,4 @@
-"""How far two arrays are apart."""
+"""Measuring how far apart two arrays are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, so that means and JSON stay fin
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest absolute difference, relative L2 (norm of the difference over the reference's), cosine."""
+    """Largest absolute difference, relative L2 (norm of the difference over the reference's), and cosine."""
 
     max_abs: float
     relative_l2: float
@@ -19,7 +19,11 @@ class Difference:
 
 
 def compare(array: np.ndarray, reference: np.ndarray) -> Difference:
-    """Compare two arrays of one shape in float64."""
+    """Compare two arrays of the same shape, in float64.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if array.shape != reference.shape:
         raise ValueError(f"shapes {array.shape} and {reference.shape} differ")
     a, r = array.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
@@ -31,7 +35,7 @@ def compare(array: np.ndarray, reference: np.ndarray) -> Difference:
 
 
 def psnr_db(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio of 8-bit values; equal pictures give `PSNR_OF_EQUAL_DB`."""
+    """Peak signal-to-noise ratio (dB) of 8-bit values; equal pictures give `PSNR_OF_EQUAL_DB`."""
     if mean_squared_error <= 0:
         return PSNR_OF_EQUAL_DB
     return min(PSNR_OF_EQUAL_DB, float(10 * np.log10(255.0**2 / mean_squared_error)))

@@ -1,8 +1,8 @@
-"""Golden vectors: what PyTorch computed, in small files that a bundle carries.
+"""Golden vectors: what PyTorch computed, in small files in a bundle.
 
-Both kinds of files are NumPy archives (.npz), compressed with LZMA: its long memory finds that the UNet's
-windows repeat their frames and two of its three branches hear the same silence. The same arrays give the
-same bytes.
+Both kinds of files are NumPy archives (.npz), compressed with LZMA: its large dictionary exploits that the
+UNet's windows repeat frames, and that two of its three branches get the same tokens of silence. The same
+arrays give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy as np
 from sonic.errors import BundleError
 
 SAMPLED_VALUES = 1 << 16
-"""Larger outputs are kept in part, at about that many places and at most twice as many."""
-# What NumPy raises at files that are no archives of arrays, or not whole ones.
+"""Of larger outputs, about this many values are kept, and at most twice as many."""
+# What NumPy raises for files that are not archives of arrays, or are incomplete.
 _UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, lzma.LZMAError)
 
 
 @dataclass(frozen=True, eq=False)
 class ExpectedOutput:
-    """An output, or values of it at places that are spread evenly over the whole.
+    """An output, or a sample of its values, spread evenly over all of it.
 
     Attributes:
-        values: (n,), every `stride`-th value of the flattened output, from the first on.
-        shape: of the output.
-        stride: 1 where all of it is kept.
+        values: (n,), every `stride`-th value of the flattened output, starting with the first.
+        shape: the output's shape.
+        stride: 1 if the whole output is kept.
     """
 
     values: np.ndarray
@@ -40,24 +40,24 @@ class ExpectedOutput:
 
     @classmethod
     def of(cls, output: np.ndarray) -> ExpectedOutput:
-        """What is kept of an output of any shape."""
+        """Sample an output of any shape."""
         stride = max(1, output.size // SAMPLED_VALUES)
-        # Without a common factor every index of every axis has its turn: every channel, row and column.
+        # Without a common factor, the sample covers every index of every axis: every channel, row and column.
         while math.gcd(stride, output.size) > 1:
             stride += 1
         return cls(output.ravel()[::stride], output.shape, stride)
 
     def values_of(self, output: np.ndarray) -> np.ndarray:
-        """The values of another output of the same shape at the same places, (n,)."""
+        """The values of another output of the same shape at the same positions, (n,)."""
         return output.ravel()[:: self.stride]
 
 
 @dataclass(frozen=True, eq=False)
 class GoldenVectors:
-    """One call of a submodel: every input whole, and what PyTorch makes of them.
+    """One call of a submodel: its complete inputs, and PyTorch's outputs for them.
 
-    In its file they are ``in.NAME``, and ``out.NAME``, ``shape.NAME`` and ``stride.NAME`` of an
-    :class:`ExpectedOutput`.
+    In its file, an input is ``in.NAME``, and an :class:`ExpectedOutput` is ``out.NAME``, ``shape.NAME`` and
+    ``stride.NAME``.
     """
 
     inputs: dict[str, np.ndarray]
@@ -98,8 +98,8 @@ class ExpectedClip:
     """A clip's initial noise and its frames, ``noise`` and ``frames`` in its file.
 
     Attributes:
-        noise: (generated frames, 4, h, w) float32; kept, as NumPy may draw another from the same seed
-            one day.
+        noise: (generated frames, 4, h, w) float32; stored, because a future NumPy may draw other noise from
+            the same seed.
         frames: (frames, H, W, 3) uint8, from the first to the last interpolated one.
     """
 
@@ -132,10 +132,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an archive.
+    """Read every array of an archive, by name.
 
     Raises:
-        BundleError: the file is no such archive.
+        BundleError: the file is not such an archive.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:

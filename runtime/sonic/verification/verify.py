@@ -1,13 +1,15 @@
 """Comparing a bundle, as this machine runs it, with what PyTorch computed when the bundle was made.
 
+Example:
+
     verification = verify_bundle(load_model("sonic-base"))
     verification.passed
 
-A bundle carries, for every submodel, inputs that it saw in a real clip with PyTorch's outputs for them, and
-that short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). So a server
-accepts a bundle without PyTorch: each submodel has to stay within its tolerance, the clip above its PSNR,
-and every value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says
-where they come from.
+A bundle contains, for every submodel, inputs from a real clip with PyTorch's outputs for them, and that
+short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). A server can thus accept
+a bundle without PyTorch: each submodel has to stay within its tolerance, the clip has to reach its PSNR, and
+every value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says where
+they come from.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ from sonic.verification.golden import ExpectedClip, GoldenVectors
 
 @dataclass(frozen=True)
 class SubmodelVerification:
-    """A submodel on its golden inputs; of several outputs the worst.
+    """The result of a submodel on its golden inputs; the worst of several outputs.
 
     Attributes:
         name: the submodel.
         max_abs, relative_l2: the largest absolute difference from PyTorch, and the difference's norm over
-            that of PyTorch's output; infinite where an output holds a value that is not finite.
-        when_made: the relative L2 where the bundle was made.
+            that of PyTorch's output; infinite if an output holds a value that is not finite.
+        when_made: the relative L2 on the machine that made the bundle.
         tolerance: the largest relative L2 that passes.
     """
 
@@ -50,7 +52,7 @@ class SubmodelVerification:
 
     @property
     def finite(self) -> bool:
-        """Whether every value of every output is."""
+        """Whether every value of every output is finite."""
         return bool(np.isfinite(self.relative_l2))
 
     @property
@@ -61,13 +63,13 @@ class SubmodelVerification:
 
 @dataclass(frozen=True)
 class ClipVerification:
-    """The golden clip.
+    """The result for the golden clip.
 
     Attributes:
-        psnr_db: of all frames against PyTorch's; None where the clip could not be generated.
-        when_made: the PSNR where the bundle was made, dB.
-        minimum_psnr_db: the lowest that passes.
-        problem: why there is no clip.
+        psnr_db: PSNR of all frames against PyTorch's; None if the clip could not be generated.
+        when_made: the PSNR (dB) on the machine that made the bundle.
+        minimum_psnr_db: the lowest PSNR that passes.
+        problem: why the clip could not be generated, or None.
     """
 
     psnr_db: float | None
@@ -77,7 +79,7 @@ class ClipVerification:
 
     @property
     def passed(self) -> bool:
-        """Whether there is a clip and it is near enough."""
+        """Whether the clip was generated and its PSNR is high enough."""
         return self.psnr_db is not None and self.psnr_db >= self.minimum_psnr_db
 
 
@@ -97,11 +99,11 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether all is within its tolerance."""
+        """Whether everything is within its tolerance."""
         return self.clip.passed and all(submodel.passed for submodel in self.submodels)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers for a file; those that are not finite become null."""
+        """Plain values for a file; numbers that are not finite become null."""
         submodels = [
             {name: _finite_or_none(value) for name, value in asdict(submodel).items()}
             | {"passed": submodel.passed}
@@ -115,14 +117,14 @@ class Verification:
 
 
 def verify_bundle(model: SonicModel, progress: Progress | None = None) -> Verification:
-    """Run every submodel, one in memory at a time, on its golden inputs, and generate the golden clip.
+    """Run every submodel on its golden inputs, with one in memory at a time, and generate the golden clip.
 
     Args:
         model: the loaded bundle; its threads and memory mode are used.
         progress: shows the stages.
 
     Raises:
-        BundleError: the bundle has no golden vectors, they cannot be read or do not fit its submodels.
+        BundleError: the bundle has no golden vectors, or they cannot be read or do not fit its submodels.
         InputError: the clip needs more memory than is free.
     """
     progress = progress or NoProgress()
@@ -160,10 +162,10 @@ def verify_bundle(model: SonicModel, progress: Progress | None = None) -> Verifi
 
 
 def verification_info(bundle: Bundle) -> VerificationInfo:
-    """What the bundle brings along to be verified with.
+    """The bundle's golden data.
 
     Raises:
-        BundleError: nothing.
+        BundleError: it has none.
     """
     if bundle.manifest.verification is None:
         raise BundleError(
@@ -178,7 +180,7 @@ def measure_submodel(engine: Engine, name: str, vectors: GoldenVectors) -> tuple
 
     Returns:
         The largest absolute difference from PyTorch and the relative L2 difference, of the worst output;
-        both infinite where an output holds a value that is not finite.
+        both infinite if an output holds a value that is not finite.
 
     Raises:
         BundleError: the submodel does not take these inputs, or gives other outputs.
@@ -210,11 +212,11 @@ def measure_submodel(engine: Engine, name: str, vectors: GoldenVectors) -> tuple
 
 
 def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progress: Progress) -> np.ndarray:
-    """The golden clip as the bundle generates it, uint8 (frames, H, W, 3).
+    """Generate the golden clip with the bundle; returns uint8 (frames, H, W, 3).
 
     Args:
         model: the loaded bundle.
-        clip: what is generated.
+        clip: the clip to generate.
         noise: (generated frames, 4, h, w) float32.
         progress: shows the stages.
 
@@ -231,14 +233,14 @@ def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progre
         noise,
         face_box=clip.face_box,
     )
-    with np.errstate(invalid="ignore"):  # what is not a number becomes some colour, which is far off
+    with np.errstate(invalid="ignore"):  # NaN becomes some arbitrary colour, which is far off
         return np.asarray(model.generate_request(request, progress))
 
 
 def measure_clip(bundle: Bundle, frames: np.ndarray, expected: np.ndarray) -> float:
-    """The PSNR (dB) of a clip; both are uint8 (frames, H, W, 3).
+    """The PSNR (dB) of a clip against the expected one; both are uint8 (frames, H, W, 3).
 
-    The last frame of a video is held until its sound ends, so that `frames` may be a few more.
+    The last frame of a video is held until its sound ends, so `frames` may be a few frames longer.
 
     Raises:
         BundleError: the clip is shorter, or of another size.
