@@ -1,7 +1,9 @@
 """The layers of a graph that can be quantized: convolutions and matrix products with constant weights.
 
-for layer in find_layers(StoredGraph.open(path)):
-    print(layer.name, layer.operator, layer.uses[0].activation)
+Example:
+
+    for layer in find_layers(StoredGraph.open(path)):
+        print(layer.name, layer.operator, layer.uses[0].activation)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Collects statistics of every layer's activations, segment by segment, and stores them in a file.
 
-observed = observed_tensors(find_layers(StoredGraph.open(bundle.graph_path("unet"))))
-calibration = calibrate(bundle, recordings, {"unet": observed}, Path("work"))
-calibration.save(Path("sonic-base.calibration.npz"))
+Example:
+
+    observed = observed_tensors(find_layers(StoredGraph.open(bundle.graph_path("unet"))))
+    calibration = calibrate(bundle, recordings, {"unet": observed}, Path("work"))
+    calibration.save(Path("sonic-base.calibration.npz"))
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Statistics of a tensor's values, and the quantization range chosen from them.
 
-statistics = TensorStatistics()
-statistics.update(array, channel_axis=-1)
-low, high = choose_range(statistics, "mse")
+Example:
+
+    statistics = TensorStatistics()
+    statistics.update(array, channel_axis=-1)
+    low, high = choose_range(statistics, "mse")
 """
 
 from __future__ import annotations

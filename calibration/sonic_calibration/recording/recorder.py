@@ -1,8 +1,10 @@
 """Keeps an even sample of the calls of every submodel.
 
-recorder = Recorder(calls_per_submodel=4)
-model.generate(portrait, speech, observer=recorder)
-recorder.calls["unet"][0].inputs["sample"]
+Example:
+
+    recorder = Recorder(calls_per_submodel=4)
+    model.generate(portrait, speech, observer=recorder)
+    recorder.calls["unet"][0].inputs["sample"]
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The nine submodels as a table: everything that differs between them is a column.
 
-for submodel in SUBMODELS:
-    module = submodel.build(checkpoint)
-    inputs = submodel.example(read_dimensions(checkpoint), submodel.sizes[0])
+Example:
+
+    for submodel in SUBMODELS:
+        module = submodel.build(checkpoint)
+        inputs = submodel.example(read_dimensions(checkpoint), submodel.sizes[0])
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Which precision every layer gets: presets, and a small file of patterns.
 
-plan = preset("int8")
-plan = read_plan(Path("precision.toml"))
-plan.of("unet", "unet.conv_in")        # "fp32"
+Example:
+
+    plan = preset("int8")
+    plan = read_plan(Path("precision.toml"))
+    plan.of("unet", "unet.conv_in")        # "fp32"
 """
 
 from __future__ import annotations

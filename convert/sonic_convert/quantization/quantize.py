@@ -1,8 +1,10 @@
 """Makes a bundle of another precision from a full-precision one.
 
-options = QuantizationOptions(preset("int8"))
-calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
-quantize_bundle(fp32, Path("bundles/int8"), options, calibration)
+Example:
+
+    options = QuantizationOptions(preset("int8"))
+    calibration, _ = calibrate_bundle(fp32, examples, RecordingOptions(), file, options.plan.quantized, work)
+    quantize_bundle(fp32, Path("bundles/int8"), options, calibration)
 """
 
 from __future__ import annotations

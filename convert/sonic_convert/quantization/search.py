@@ -1,8 +1,10 @@
 """Searches which layers to leave in float32, so that a budget is kept.
 
-budget = parse_budget("psnr=35")
-found = search(source, options, calibration, recordings, budget, examples, work)
-quantize_bundle(source, target, found.options, calibration)
+Example:
+
+    budget = parse_budget("psnr=35")
+    found = search(source, options, calibration, recordings, budget, examples, work)
+    quantize_bundle(source, target, found.options, calibration)
 """
 
 from __future__ import annotations
