@@ -1,7 +1,5 @@
 """The stages that take one clip from a portrait and a recording to a video.
 
-Example:
-
     with Generation(engine, request, progress) as generation:
         clip = generation.prepare()
         denoise_clips(engine, [clip], progress)

@@ -1,7 +1,5 @@
 """How a clip will be computed, as data: its denoising steps, and the calls of every submodel.
 
-Example:
-
     plan = plan_clip(manifest.constants, ClipSize(seconds=10.0, width=512, height=512, steps=25))
     plan.denoising.steps[3].sigma
     for stage in plan.stages:

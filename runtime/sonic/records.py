@@ -1,7 +1,5 @@
 """Reading frozen dataclasses from JSON, with one-sentence errors.
 
-Example:
-
     machine = read_record(Machine, text, str(path), InputError)
 
 Fields and their types, which may be annotated with pydantic's constraints, fully define a dataclass.

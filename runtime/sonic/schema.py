@@ -1,7 +1,5 @@
 """Options that are defined once, as annotated fields of a frozen dataclass.
 
-Example:
-
     @dataclass(frozen=True, kw_only=True)
     class GenerationOptions(Validated):
         inference_steps: Annotated[

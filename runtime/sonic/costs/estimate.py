@@ -1,7 +1,5 @@
 """Estimating what a clip will cost: operations, seconds, memory, disk and energy.
 
-Example:
-
     plan = plan_clip(model.constants, ClipSize(60.0, 512, 512, 25))
     estimate = estimate_clip(model.manifest, plan, MACHINES["kunpeng920"])
 

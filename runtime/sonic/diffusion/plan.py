@@ -1,7 +1,5 @@
 """How a clip will be denoised, as data: the noise level, windows, guidance and calls of every step.
 
-Example:
-
     plan = plan_denoising(frames=40, steps=25, constants=constants.sampler, branches_at_once=3)
     plan.steps[0].sigma                  # 700.0
     plan.steps[0].windows[0]             # the frames of the first window: 0, 1, ..., 24

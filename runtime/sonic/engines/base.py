@@ -1,7 +1,5 @@
 """Running submodels: one small interface, so that another engine can take ONNX Runtime's place.
 
-Example:
-
     engine = make_engine(bundle)
     with engine.open("image_encoder") as image_encoder:
         embedding = image_encoder.run({"pixel_values": pixels})["image_embedding"]

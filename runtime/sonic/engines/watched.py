@@ -1,7 +1,5 @@
 """Per-clip state while an engine runs a clip: who observes its calls, and whether it is cancelled.
 
-Example:
-
     engine = WatchedEngine(engine, observer=print, cancel=threading.Event())
 
 Each clip has such an engine of its own; the engine that it wraps may be shared.

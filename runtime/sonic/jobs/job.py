@@ -1,7 +1,5 @@
 """A jobs file: every line is a JSON object that describes one clip.
 
-Example:
-
     {"image": "anna.png", "audio": "anna.wav", "output": "anna.mp4", "seed": 7, "steps": 20}
 
 `image`, `audio` and `output` are paths, relative to the file's folder; the other keys are the options of

@@ -1,7 +1,5 @@
 """Generating many videos from a jobs file: ``sonic batch jobs.jsonl``.
 
-Example:
-
     reports = run_batch(model, read_jobs(path), journal_path(path))
 
 The outcome of each job is written to a journal as soon as it is known, so that a run that was stopped can be

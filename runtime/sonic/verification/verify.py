@@ -1,7 +1,5 @@
 """Comparing a bundle, as this machine runs it, with what PyTorch computed when the bundle was made.
 
-Example:
-
     verification = verify_bundle(load_model("sonic-base"))
     verification.passed
 
