@@ -121,7 +121,7 @@ class RunOptions(Validated):
 
     memory: Annotated[
         MemoryMode,
-        Option("Run guidance branches one by one, as one batch, or as many calls as there are cores for"),
+        Option("Run guidance branches one by one, as one batch, or as parallel calls on all cores"),
     ] = "balanced"
     threads: Annotated[
         int | None,
