@@ -12,7 +12,7 @@ from typing import Any
 
 from sonic.schema import Validated, definitions
 
-_SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Raises|Yields|Note|Notes|Example|Examples):$")
+_SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Raises|Yields|Note|Notes):$")
 _STATEMENTS = (ast.Assign, ast.AnnAssign, ast.With, ast.For, ast.Import, ast.ImportFrom)
 
 
@@ -28,7 +28,9 @@ def mark_examples(_app: Any, what: str, _name: str, _obj: Any, _options: Any, li
             in_section = bool(_SECTION.match(paragraph[0]))
         indented = all(line.startswith("    ") for line in paragraph)
         example = not in_section and (indented or _is_code(paragraph))
-        if example:
+        if paragraph == ["Example:"]:  # napoleon would make a section of it, whose code is prose
+            marked.append("For example:")
+        elif example:
             marked += [] if after_example else ["::", ""]
             marked += paragraph if indented else [f"    {line}" for line in paragraph]
         else:

@@ -1,7 +1,13 @@
 """Compiles a bundle of ONNX graphs for a kind of aarch64 server.
 
-compile_bundle(Path("bundles/sonic-base"), Path("bundles/sonic-kunpeng"),
-               CompileOptions(find_target("kunpeng920")), compiler)
+Example:
+
+    compile_bundle(
+        Path("bundles/sonic-base"),
+        Path("bundles/sonic-kunpeng"),
+        CompileOptions(find_target("kunpeng920")),
+        compiler,
+    )
 """
 
 from __future__ import annotations
