@@ -82,7 +82,7 @@ class ConsoleProgress:
                 seconds = time.monotonic() - started
                 left = f", about {_duration(seconds / done * (total - done))} left" if done else ""
                 self._print(f"{name}: {done} of {total} after {_duration(seconds)}{left}")
-                wait = min(2 * wait, _LINES_EVERY_SECONDS)
+                wait = min(3 * wait, _LINES_EVERY_SECONDS)
 
         reporter = threading.Thread(target=report, name="sonic-progress", daemon=True)
         reporter.start()
