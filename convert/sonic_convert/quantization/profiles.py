@@ -22,7 +22,7 @@ Rule = Callable[[StoredGraph, Topology], str | None]
 
 
 def weights_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
-    """All weights are symmetric int8."""
+    """All weights are int8 around zero."""
     for node, weight in _weights(graph):
         if graph.initializers[weight].data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.INT32):
             return f"the weight '{weight}' is no int8"
@@ -32,11 +32,11 @@ def weights_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
 
 
 def activations_are_symmetric(graph: StoredGraph, topology: Topology) -> str | None:
-    """All activations are symmetric int8, with one scale."""
+    """All activations are int8 around zero, with one scale."""
     for node in graph.model.graph.node:
         if node.op_type == "QuantizeLinear":
             if graph.initializers[node.input[2]].data_type != onnx.TensorProto.INT8:
-                return f"'{node.input[0]}' is not quantized to int8"
+                return f"'{node.input[0]}' is not rounded to int8"
             if np.any(graph.load(node.input[2])):
                 return f"'{node.input[0]}' has a zero point"
             if graph.shape(node.input[1]):
