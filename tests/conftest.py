@@ -15,10 +15,7 @@ import numpy as np
 import pytest
 
 import sonic
-from sonic_convert.conversion import convert
 from sonic_convert.drawing.demo_portrait import draw_portrait
-from sonic_convert.synth.dimensions import OTHER, SMALL, SynthDimensions
-from sonic_convert.synth.synthesize import synthesize
 
 ASSETS = Path(__file__).parents[1] / "convert/sonic_convert/assets"
 SPEECH = ASSETS / "speech.wav"
@@ -77,8 +74,14 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
     return make
 
 
-def _converted(make_once: MakeOnce, name: str, dimensions: SynthDimensions, seed: int) -> Converted:
+def _converted(make_once: MakeOnce, name: str, seed: int) -> Converted:
     def fill(folder: Path) -> None:
+        # Here, as it takes seconds: of several test processes, the first only hands out tests to the others.
+        from sonic_convert.conversion import convert
+        from sonic_convert.synth.dimensions import OTHER, SMALL
+        from sonic_convert.synth.synthesize import synthesize
+
+        dimensions = {"small": SMALL, "other": OTHER}[name]
         convert(synthesize(folder / "checkpoint", dimensions, seed), folder / "bundle")
 
     folder = make_once(name, fill)
@@ -88,13 +91,13 @@ def _converted(make_once: MakeOnce, name: str, dimensions: SynthDimensions, seed
 @pytest.fixture(scope="session")
 def small(make_once: MakeOnce) -> Converted:
     """The default small checkpoint and its bundle."""
-    return _converted(make_once, "small", SMALL, 0)
+    return _converted(make_once, "small", 0)
 
 
 @pytest.fixture(scope="session")
 def other(make_once: MakeOnce) -> Converted:
     """A checkpoint of other widths, heads, layers and tokens, and its bundle."""
-    return _converted(make_once, "other", OTHER, 1)
+    return _converted(make_once, "other", 1)
 
 
 @pytest.fixture(scope="session")
