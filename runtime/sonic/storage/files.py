@@ -41,12 +41,10 @@ def replacing(path: Path, what: str = "") -> Iterator[Path]:
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError):
-            reason = reason_of(error)
-            sentence = (
-                f"{path}: {what} cannot be written ({reason})"
-                if what
-                else f"cannot write {path} ({reason}); choose another place"
-            )
+            if what:
+                sentence = f"{path}: {what} cannot be written ({reason_of(error)})"
+            else:
+                sentence = f"cannot write {path} ({error.strerror or error}); choose another place"
             raise OutputError(sentence) from error
         raise
 
