@@ -27,7 +27,7 @@ import torch
 
 from sonic.engines.onnx import open_session, session_options
 from sonic.errors import InputError
-from sonic.storage.files import replacing
+from sonic.storage.files import whole_or_nothing
 from sonic.verification.compare import Difference, compare
 from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
@@ -220,7 +220,7 @@ def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, 
     if done is not None and done.digest == digest:
         return done
     started = time.monotonic()
-    with replacing(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         partial.mkdir(parents=True)
         facts = produce(partial)
         result = StageResult(digest, time.monotonic() - started, peak_memory_bytes(), facts)

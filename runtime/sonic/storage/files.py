@@ -32,20 +32,32 @@ def replacing(path: Path, what: str = "") -> Iterator[Path]:
     Raises:
         OutputError: the file or folder cannot be written there.
     """
+    try:
+        with whole_or_nothing(path) as partial:
+            yield partial
+    except OSError as error:
+        if what:
+            sentence = f"{path}: {what} cannot be written ({reason_of(error)})"
+        else:
+            sentence = f"cannot write {path} ({error.strerror or error}); choose another place"
+        raise OutputError(sentence) from error
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, but errors of the system pass: for parts of a result that has a name of its own.
+
+    Raises:
+        OSError: the file or folder cannot be written there.
+    """
     partial = partial_name(path)
     try:
         yield partial
         if partial.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         _remove(partial)
-        if isinstance(error, OSError):
-            if what:
-                sentence = f"{path}: {what} cannot be written ({reason_of(error)})"
-            else:
-                sentence = f"cannot write {path} ({error.strerror or error}); choose another place"
-            raise OutputError(sentence) from error
         raise
 
 
