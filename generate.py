@@ -3,9 +3,7 @@
 The same as ``sonic generate``, with the bundle "sonic-base" by default.
 """
 
-import sys
-
-from sonic.cli.main import main
+from sonic.cli.generate import generate
 
 if __name__ == "__main__":
-    main(["generate", *sys.argv[1:]], default_map={"generate": {"bundle": "sonic-base"}})
+    generate(default_map={"bundle": "sonic-base"})
