@@ -220,7 +220,8 @@ def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, 
     if done is not None and done.digest == digest:
         return done
     started = time.monotonic()
-    with whole_or_nothing(folder) as partial:
+    # A fixed name: a stage that was killed leaves gigabytes, which the next run has to find.
+    with whole_or_nothing(folder, folder.with_name(f".{folder.name}.partial")) as partial:
         partial.mkdir(parents=True)
         facts = produce(partial)
         result = StageResult(digest, time.monotonic() - started, peak_memory_bytes(), facts)

@@ -44,13 +44,21 @@ def replacing(path: Path, what: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
+def whole_or_nothing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """As :func:`replacing`, but errors of the system pass: for parts of a result that has a name of its own.
+
+    Args:
+        path: the file or folder to replace.
+        partial: a fixed temporary name, where only one process writes: what a killed one left there is
+            removed.
 
     Raises:
         OSError: the file or folder cannot be written there.
     """
-    partial = partial_name(path)
+    if partial is None:
+        partial = partial_name(path)
+    else:
+        _remove(partial)
     try:
         yield partial
         if partial.is_dir() and path.is_dir():

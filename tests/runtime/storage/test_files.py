@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sonic.errors import OutputError
-from sonic.storage.files import replacing, write_json
+from sonic.storage.files import replacing, whole_or_nothing, write_json
 
 
 def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -60,3 +60,13 @@ def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
     with replacing(path) as partial:
         partial.touch()
     assert path.is_file()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path, partial = tmp_path / "stage", tmp_path / ".stage.partial"
+    partial.mkdir()
+    (partial / "half").touch()
+    with whole_or_nothing(path, partial) as folder:
+        assert folder == partial and not folder.exists()
+        folder.mkdir()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["stage"] and not any(path.iterdir())
