@@ -33,7 +33,7 @@ from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture,
 from sonic.media.video import Video, VideoStream
 from sonic.memory import check_memory
 from sonic.options import BALANCED, GenerationOptions, RunOptions
-from sonic.plan import ClipPlan, ClipSize, plan_clip
+from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
@@ -221,12 +221,12 @@ class Generation:
         )
 
     def _make_plan(self, portrait: Portrait, sound: Sound, samples: np.ndarray) -> ClipPlan:
-        steps, audio = self._request.options.inference_steps, self._constants.audio
-        assert steps is not None
+        manifest, audio = self._engine.bundle.manifest, self._constants.audio
         frames = frame_count(len(samples), audio)
-        size = ClipSize(sound.duration_seconds, portrait.width, portrait.height, steps)
-        plan = plan_clip(self._constants, size, self._run, max(frames, 1))
-        check_memory(self._engine.bundle.manifest, plan, self._run, self._together)
+        size = ClipSize(sound.duration_seconds, portrait.width, portrait.height)
+        steps = denoising_steps(manifest, self._request.options)
+        plan = plan_clip(self._constants, size, steps, max(frames, 1))
+        check_memory(manifest, plan, self._run, self._together)
         if frames < 1:
             shortest = audio.samples_per_frame / audio.sample_rate_hz
             raise InputError(

@@ -80,5 +80,6 @@ def _spool_sizes(manifest: Manifest, plan: ClipPlan) -> list[int]:
     token_values = math.prod(int(size) for size in tokens)
     area = plan.size.height * plan.size.width // video.latent_stride_pixels**2
     latent_bytes = plan.generated_frames * video.latent_channels * area * _FLOAT32_BYTES
-    # The latents, and the sums of a step's windows.
-    return [plan.generated_frames * token_values * _FLOAT32_BYTES, latent_bytes, latent_bytes]
+    # The latents and the differences that are reused, each with the sums of a step's windows.
+    kept = 1 + plan.denoising.keeps_image + plan.denoising.keeps_audio
+    return [plan.generated_frames * token_values * _FLOAT32_BYTES, *[latent_bytes] * (2 * kept)]

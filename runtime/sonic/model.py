@@ -89,9 +89,9 @@ class ClipArguments(GenerationOptions):
         """`spool_directory` as a path."""
         return None if self.spool_directory is None else Path(self.spool_directory)
 
-    def request(self, constants: Constants) -> ClipRequest:
+    def request(self, manifest: Manifest) -> ClipRequest:
         """What to generate, with the bundle's defaults for options that were not given."""
-        options = narrowed(self, GenerationOptions).resolved(constants)
+        options = narrowed(self, GenerationOptions).resolved(manifest.constants, manifest.speeds.default)
         return ClipRequest(self.image, self.audio, options, self.noise, self.dump)
 
 
@@ -159,7 +159,7 @@ class SonicModel:
         """
         progress = clip.progress or default_progress()
         return self.generate_request(
-            clip.request(self.constants), progress, clip.observer, clip.spool, clip.cancel
+            clip.request(self.manifest), progress, clip.observer, clip.spool, clip.cancel
         )
 
     def generate_request(
@@ -195,7 +195,7 @@ class SonicModel:
     @contextmanager
     def stream_clip(self, clip: ClipArguments) -> Iterator[VideoStream]:
         """As :meth:`stream`, with the arguments in an object."""
-        request, progress = clip.request(self.constants), clip.progress or default_progress()
+        request, progress = clip.request(self.manifest), clip.progress or default_progress()
         with (
             self._denoised(request, progress, clip.observer, clip.spool, clip.cancel) as denoised,
             denoised.stream(progress) as video,
@@ -306,8 +306,7 @@ class _Batch:
     def _prepare(
         self, arguments: ClipArguments | Mapping[str, Any], together: int, group: ExitStack
     ) -> _DenoisedClip:
-        constants = self._engine.bundle.manifest.constants
-        request = clip_arguments(arguments).request(constants)
+        request = clip_arguments(arguments).request(self._engine.bundle.manifest)
         generation = Generation(
             self._shared, request, self._progress, self._spool_directory, self._run, together
         )

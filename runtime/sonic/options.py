@@ -6,9 +6,22 @@ import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
-from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
+from pydantic import AfterValidator
+
+from sonic.bundle.constants import Constants
+from sonic.bundle.presets import EXACT_SPEED, SpeedName
 from sonic.host import cpu_count
 from sonic.schema import Option, Validated, definitions
+
+
+def _decreasing(sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    if sigmas is not None and (
+        not sigmas
+        or sigmas[-1] <= 0
+        or any(low >= high for high, low in zip(sigmas, sigmas[1:], strict=False))
+    ):
+        raise ValueError("the noise levels should decrease")
+    return sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +48,40 @@ class GenerationOptions(Validated):
             bundle_default=lambda constants: constants.portrait.default_resolution_pixels,
         ),
     ] = None
+    speed: Annotated[
+        SpeedName | None,
+        Option(
+            "Which of the bundle's presets to denoise with; 'exact' is the published sampler",
+            default="the bundle's",
+        ),
+    ] = None
     inference_steps: Annotated[
         int | None,
         Option(
-            "Denoising steps",
+            "Denoising steps of the published sampler, in place of a preset",
             unit="denoising steps",
             minimum=1,
             maximum=1000,
-            default="the bundle's",
+            default="as the speed says",
             name="steps",
-            bundle_default=lambda constants: constants.sampler.steps,
         ),
+    ] = None
+    sigmas: Annotated[
+        tuple[float, ...] | None,
+        AfterValidator(_decreasing),
+        Option(
+            "Noise levels to denoise at, in place of a preset or steps",
+            wanted="noise levels above zero that decrease, such as 700,12,4,1.4,0.45,0.1",
+            default="as the speed says",
+        ),
+    ] = None
+    image_guidance: Annotated[
+        float | None,
+        Option("Guidance scale of the image", minimum=0, maximum=100, default="the bundle's"),
+    ] = None
+    audio_guidance: Annotated[
+        float | None,
+        Option("Guidance scale of the audio", minimum=0, maximum=100, default="the bundle's"),
     ] = None
     seed: Annotated[
         int | None,
@@ -89,16 +125,27 @@ class GenerationOptions(Validated):
         Option("Filter out jitter over time"),
     ] = False
 
-    def resolved(self, constants: Constants) -> GenerationOptions:
-        """The same options, with the bundle's defaults for those that are None."""
-        return replace(
-            self,
-            **{
-                definition.field: definition.option.bundle_default(constants)
-                for definition in definitions(GenerationOptions)
-                if definition.option.bundle_default is not None and getattr(self, definition.field) is None
-            },
-        )
+    def resolved(self, constants: Constants, default_speed: SpeedName = EXACT_SPEED) -> GenerationOptions:
+        """The same options, with the bundle's defaults for those that are None.
+
+        Explicit `sigmas` or `inference_steps` take the place of a preset: `speed` is then "exact". With a
+        preset, both stay None.
+
+        Args:
+            constants: the bundle's.
+            default_speed: the bundle's default preset.
+        """
+        values = {
+            definition.field: definition.option.bundle_default(constants)
+            for definition in definitions(GenerationOptions)
+            if definition.option.bundle_default is not None and getattr(self, definition.field) is None
+        }
+        steps, speed = self.inference_steps, self.speed or default_speed
+        if steps is not None or self.sigmas is not None:
+            speed = EXACT_SPEED
+        if steps is None and self.sigmas is None and speed == EXACT_SPEED:
+            steps = constants.sampler.steps
+        return replace(self, **values, speed=speed, inference_steps=steps)
 
 
 DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's defaults
@@ -131,11 +178,6 @@ class RunOptions(Validated):
         bool,
         Option("Multiply float32 matrices in bfloat16 on aarch64 processors that can: faster, less accurate"),
     ] = False
-
-    @property
-    def branches_at_once(self) -> int:
-        """Guidance branches in one call of the UNet."""
-        return GUIDANCE_BRANCHES if self.memory == "balanced" else 1
 
     @property
     def calls_at_once(self) -> int:

@@ -1,6 +1,7 @@
 """How a clip will be computed, as data: its denoising steps, and the calls of every submodel.
 
-    plan = plan_clip(manifest.constants, ClipSize(seconds=10.0, width=512, height=512, steps=25))
+    size = ClipSize(seconds=10.0, width=512, height=512)
+    plan = plan_clip(manifest.constants, size, denoising_steps(manifest, options))
     plan.denoising.steps[3].sigma
     for stage in plan.stages:
         for calls in stage.calls:
@@ -12,33 +13,34 @@ checks and progress are computed from the same object.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.manifest import Manifest
+from sonic.bundle.presets import EXACT_SPEED
 from sonic.diffusion.plan import DenoisingPlan, plan_denoising
+from sonic.diffusion.steps import Guidance, StepSettings, preset_steps, published_steps, steps_at_levels
 from sonic.media.face import detector_size
 from sonic.media.portrait import output_size
-from sonic.options import BALANCED, GenerationOptions, RunOptions
+from sonic.options import DEFAULT_CLIP, GenerationOptions
 
 
 @dataclass(frozen=True)
 class ClipSize:
-    """How long and how large a clip is, and in how many steps it is denoised.
+    """How long and how large a clip is.
 
     Attributes:
         seconds: duration of the speech.
         width, height: size of the video in pixels, multiples of 64.
-        steps: denoising steps.
     """
 
     seconds: float
     width: int
     height: int
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -127,22 +129,39 @@ class ClipPlan:
         )
 
 
+def denoising_steps(
+    manifest: Manifest, options: GenerationOptions = DEFAULT_CLIP
+) -> tuple[StepSettings, ...]:
+    """The steps that options ask for: those of a preset, of the published sampler, or at `sigmas`."""
+    sampler = manifest.constants.sampler
+    options = options.resolved(manifest.constants, manifest.speeds.default)
+    guidance = Guidance.of(sampler, options.image_guidance, options.audio_guidance)
+    if options.sigmas is not None:
+        return steps_at_levels(options.sigmas, sampler, guidance)
+    if options.speed is None or options.speed == EXACT_SPEED:
+        return published_steps(options.inference_steps or sampler.steps, sampler, guidance)
+    return preset_steps(manifest.speeds.presets[options.speed], sampler, guidance)
+
+
 def plan_clip(
-    constants: Constants, size: ClipSize, run: RunOptions = BALANCED, generated_frames: int | None = None
+    constants: Constants,
+    size: ClipSize,
+    steps: Sequence[StepSettings],
+    generated_frames: int | None = None,
 ) -> ClipPlan:
     """Plan a clip.
 
     Args:
         constants: the bundle's.
         size: the clip's.
-        run: how submodels run.
+        steps: the denoising steps; see :func:`denoising_steps`.
         generated_frames: number of frames to denoise, if known; by default it follows from the duration.
     """
     video = constants.video
     if generated_frames is None:
         generated_frames = max(1, int(size.seconds * video.generated_frame_rate_hz))
     shown_frames = max(1, round(size.seconds * video.frame_rate_hz))
-    denoising = plan_denoising(generated_frames, size.steps, constants.sampler, run.branches_at_once)
+    denoising = plan_denoising(generated_frames, steps, constants.sampler)
     stages = (
         Stage("portrait", _portrait_calls(constants, size)),
         Stage("speech", _speech_calls(constants, size, generated_frames), loaded_together=True),
@@ -157,24 +176,22 @@ def plan_clip(
     return ClipPlan(size, generated_frames, shown_frames, denoising, stages)
 
 
-def plan_square_clip(
-    constants: Constants, options: GenerationOptions, run: RunOptions = BALANCED
-) -> ClipPlan:
+def plan_square_clip(manifest: Manifest, options: GenerationOptions) -> ClipPlan:
     """Plan a clip of a square portrait, when nothing but its options is known.
 
     Args:
-        constants: the bundle's.
+        manifest: the bundle's.
         options: the clip's; the duration has to be given, the others may be None for the bundle's defaults.
-        run: how submodels run.
 
     Raises:
         InputError: the resolution rounds to zero.
     """
-    options = options.resolved(constants)
-    side, steps, seconds = options.min_resolution, options.inference_steps, options.duration
-    assert side is not None and steps is not None and seconds is not None
+    constants = manifest.constants
+    options = options.resolved(constants, manifest.speeds.default)
+    side, seconds = options.min_resolution, options.duration
+    assert side is not None and seconds is not None
     width, height = output_size(side, side, side, constants.portrait.size_multiple_pixels)
-    return plan_clip(constants, ClipSize(seconds, width, height, steps), run)
+    return plan_clip(constants, ClipSize(seconds, width, height), denoising_steps(manifest, options))
 
 
 def _portrait_calls(constants: Constants, size: ClipSize) -> tuple[SubmodelCalls, ...]:
@@ -201,19 +218,14 @@ def _denoising_calls(
     constants: Constants, size: ClipSize, denoising: DenoisingPlan
 ) -> tuple[SubmodelCalls, ...]:
     height, width = _latent_size(constants, size)
-    counts: dict[tuple[int, int], list[int]] = {}
-    for step in denoising.steps:
-        for branches in step.calls:
-            counts.setdefault((len(branches), step.windows.length), []).append(len(step.windows))
-    at_once = max(step.call_count for step in denoising.steps)
-    return tuple(
+    (frames,) = {step.windows.length for step in denoising.steps}
+    return (
         SubmodelCalls(
             "unet",
-            {"batch": batch, "frames": frames, "height": height, "width": width},
-            sum(windows),
-            at_once,
-        )
-        for (batch, frames), windows in counts.items()
+            {"batch": 1, "frames": frames, "height": height, "width": width},
+            denoising.call_count,
+            max(step.call_count for step in denoising.steps),
+        ),
     )
 
 

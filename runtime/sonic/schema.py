@@ -61,6 +61,7 @@ class Option(GroupedMetadata):
         default: describes the value that is used where the field's default is None.
         name: the option's name on command lines and in files, if not the field's own (published) name.
         bundle_default: gives the value that replaces None, from the bundle's constants.
+        wanted: what a value should be, where its type and range do not say it.
     """
 
     sentence: str
@@ -70,6 +71,7 @@ class Option(GroupedMetadata):
     default: str = ""
     name: str = ""
     bundle_default: Callable[[Any], Any] | None = None
+    wanted: str = ""
 
     def __iter__(self) -> Iterator[Any]:
         """The constraints in pydantic's terms."""
@@ -88,7 +90,7 @@ class Definition:
     Attributes:
         field: the name of the argument in the Python API.
         name: the option's name on command lines and in files.
-        kind: the type of a value: int, float, bool, str, Path, or a `Literal`.
+        kind: the type of a value: int, float, bool, str, Path, a `Literal`, or `tuple` for several numbers.
         optional: whether None is allowed.
         default: the field's default; `dataclasses.MISSING` if the option is required.
         option: its sentence, unit and range.
@@ -116,6 +118,8 @@ class Definition:
     @property
     def wanted(self) -> str:
         """What a value should be: "a whole number from 1 to 1000 denoising steps"."""
+        if self.option.wanted:
+            return self.option.wanted
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         text = {int: "a whole number", float: "a number", bool: "true or false", Path: "the path of a file"}[
@@ -138,7 +142,9 @@ class Definition:
             self.adapter.validate_python(value)
         except ValidationError as error:
             kind = error.errors(include_url=False)[0]["type"]
-            out_of_range = kind in ("greater_than_equal", "less_than_equal", "finite_number", "literal_error")
+            out_of_range = kind in (
+                "greater_than_equal", "less_than_equal", "finite_number", "literal_error", "value_error"
+            )  # fmt: skip
             name = self.name if out_of_range else f"'{self.name}'"
             raise InputError(f"{name} is {value!r}, but should be {self.wanted}") from None
 
@@ -269,7 +275,7 @@ def _type_without_none(hint: Any) -> tuple[Any, bool]:
     if str in rest:
         return Path, len(rest) < len(members)
     (kind,) = rest
-    return kind, len(rest) < len(members)
+    return tuple if get_origin(kind) is tuple else kind, len(rest) < len(members)
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:

@@ -28,7 +28,7 @@ class Example:
 def generate_example(
     model: SonicModel, example: Example, options: GenerationOptions, observer: Observer | None = None
 ) -> Video:
-    """Generate the video of an example, without progress output.
+    """Generate the video of an example, without progress output; with the published sampler by default.
 
     Args:
         model: the loaded bundle.
@@ -40,8 +40,9 @@ def generate_example(
         InputError: the example or an option cannot be used.
         BundleError: the bundle cannot be run.
     """
+    resolved = options.resolved(model.constants)
     return model.generate(
-        example.image, example.audio, **asdict(options), progress=NoProgress(), observer=observer
+        example.image, example.audio, **asdict(resolved), progress=NoProgress(), observer=observer
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sonic.bundle.constants import GUIDANCE_BRANCHES, Constants
+from sonic.bundle.constants import Constants
 from sonic.bundle.manifest import mask_input
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export import builders
@@ -173,10 +173,10 @@ def _decoder_programs(constants: Constants, height: int, width: int) -> list[Siz
 
 
 def _unet_programs(constants: Constants, height: int, width: int) -> list[Sizes]:
-    # All guidance branches in one call, and one by one as in the memory modes 'low' and 'fast'.
+    # A call for every guidance branch of a window.
     sides = _latent_sides(constants, height, width)
     window = constants.sampler.window_frames
-    return [unet_sizes(branches, window, *sides) for branches in (GUIDANCE_BRANCHES, 1)]
+    return [unet_sizes(1, window, *sides)]
 
 
 _ONE_PROGRAM = Programs(lambda constants, height, width: [{}])

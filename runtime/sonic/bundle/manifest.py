@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.presets import UNTUNED, SpeedPresets
 from sonic.bundle.work import Work
 from sonic.errors import BundleError
 from sonic.records import TOLERANT, read_record
@@ -191,7 +192,8 @@ class Manifest:
     `quantization` describes how a bundle of a precision other than fp32 was made; it is empty in others.
     `verification` is None in bundles made by a version without golden vectors. `target` describes the
     processors that a compiled bundle is for: its "name", "triple", "processor" and the "features" that Linux
-    must list for them; it is empty in others.
+    must list for them; it is empty in others. `speeds` are the presets that `sonic-convert tune` found, or
+    those for bundles that were not tuned.
     """
 
     __pydantic_config__ = TOLERANT
@@ -208,6 +210,7 @@ class Manifest:
     quantization: dict[str, Any] = field(default_factory=dict)
     verification: VerificationInfo | None = None
     target: dict[str, Any] = field(default_factory=dict)
+    speeds: SpeedPresets = UNTUNED
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -232,6 +235,7 @@ class Manifest:
             "constants": self.constants.to_json(),
             "parity": self.parity,
             "quantization": self.quantization,
+            "speeds": self.speeds.to_json(),
             **({"verification": self.verification.to_json()} if self.verification else {}),
             **({"target": self.target} if self.target else {}),
         }

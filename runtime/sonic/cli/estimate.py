@@ -67,7 +67,7 @@ def run_estimate(
         raise InputError("--save writes what --calibrate measures; give both")
     opened = open_bundle(find_bundle(bundle), check_digests=False)
     manifest = opened.manifest
-    plan = plan_square_clip(manifest.constants, options, run)
+    plan = plan_square_clip(manifest, options)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
         stay_on_a_node(run.threads_at_once)  # as generating the clip would
@@ -90,7 +90,8 @@ def run_estimate(
 def work_table(name: str, plan: ClipPlan, estimate: Estimate) -> Table:
     """Operations by submodel."""
     size = plan.size
-    title = f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, {size.steps} steps"
+    steps = len(plan.denoising.steps)
+    title = f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, {steps} steps"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("submodel")
     table.add_column("TFLOP", justify="right")

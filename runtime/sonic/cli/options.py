@@ -24,7 +24,29 @@ from sonic.schema import Definition, PathLike, definitions
 
 Command = TypeVar("Command", bound=Callable[..., object])
 PATH = click.Path(path_type=Path)
-_TYPES = {int: click.INT, float: click.FLOAT, Path: PATH}
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} should be numbers separated by commas", param, ctx)
+
+
+_TYPES = {int: click.INT, float: click.FLOAT, Path: PATH, tuple: _Numbers()}
+
+
+#: The options that choose a clip's denoising steps.
+DENOISING_OPTIONS = ("speed", "inference_steps", "sigmas", "image_guidance", "audio_guidance")
 
 
 def with_options(
@@ -114,11 +136,11 @@ def clip_options(command: Command) -> Command:
 
 
 def size_options(command: Command) -> Command:
-    """A clip's duration, resolution and number of denoising steps, as the parameter `options`."""
+    """The options that decide what a clip costs, as the parameter `options`."""
     return with_options(
         GenerationOptions,
         "options",
-        only=("duration", "min_resolution", "inference_steps"),
+        only=("duration", "min_resolution", *DENOISING_OPTIONS),
         defaults={"duration": 10.0},
     )(command)
 

@@ -13,6 +13,7 @@ from sonic.cli.errors import user_errors
 from sonic.cli.options import PATH, run_options, size_options
 from sonic.cli.tables import console
 from sonic.diffusion.guidance import BRANCH_NAMES
+from sonic.diffusion.plan import DenoisingStep
 from sonic.options import GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, plan_square_clip
 from sonic.storage.files import write_json
@@ -27,7 +28,7 @@ def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: R
     """Show how a square clip would be computed: its denoising steps, and every submodel's calls."""
     with user_errors():
         manifest = open_bundle(find_bundle(bundle), check_digests=False).manifest
-        planned = plan_square_clip(manifest.constants, options, run)
+        planned = plan_square_clip(manifest, options)
         printer = console()
         printer.print(steps_table(planned, manifest.name))
         printer.print(calls_table(planned))
@@ -40,29 +41,49 @@ def steps_table(planned: ClipPlan, name: str) -> Table:
     size = planned.size
     title = (
         f"{name}: {size.seconds:g} s of {size.width} x {size.height} pixels, "
-        f"{planned.generated_frames} frames denoised in {size.steps} steps"
+        f"{planned.generated_frames} frames denoised in {len(planned.denoising.steps)} steps, "
+        f"{planned.denoising.evaluations_per_window} evaluations a window"
     )
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("step", "sigma", "to", "windows", "first frames", "weights of the branches", "calls"):
-        left = column in ("first frames", "weights of the branches")
+    columns = (
+        "step",
+        "sigma",
+        "to",
+        "windows",
+        "first frames",
+        "branches",
+        "image",
+        "audio",
+        "reused",
+        "calls",
+    )
+    for column in columns:
+        left = column in ("first frames", "branches", "reused")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for number, step in enumerate(planned.denoising.steps, 1):
         starts = [str(int(step.windows[index][0])) for index in range(min(3, len(step.windows)))]
-        weights = [
-            f"{BRANCH_NAMES[branch]} {step.weights[branch]:+g}"
-            for branches in step.calls
-            for branch in branches
-        ]
+        branches = ", ".join(BRANCH_NAMES[branch] for branch in step.branches)
         table.add_row(
             str(number),
             f"{step.sigma:.4g}",
             f"{step.next_sigma:.4g}",
             str(len(step.windows)),
             ", ".join(starts) + (", ..." if len(step.windows) > len(starts) else ""),
-            ", ".join(weights),
+            branches,
+            f"{step.image_scale:g}",
+            f"{step.audio_scale:g}",
+            _reused(step),
             str(step.call_count),
         )
     return table
+
+
+def _reused(step: DenoisingStep) -> str:
+    """The multiples of earlier differences that a step uses."""
+    image = 0 not in step.branches and step.image_reuse
+    audio = 1 not in step.branches and step.audio_reuse
+    parts = [f"{name} {multiple:.2f}" for name, multiple in (("image", image), ("audio", audio)) if multiple]
+    return ", ".join(parts)
 
 
 def calls_table(planned: ClipPlan) -> Table:

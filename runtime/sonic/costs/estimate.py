@@ -1,6 +1,6 @@
 """Estimating what a clip will cost: operations, seconds, memory, disk and energy.
 
-    plan = plan_clip(model.constants, ClipSize(60.0, 512, 512, 25))
+    plan = plan_square_clip(model.manifest, GenerationOptions(duration=60.0, speed="fast"))
     estimate = estimate_clip(model.manifest, plan, MACHINES["kunpeng920"])
 
 Operations follow from the counts in the bundle (:mod:`sonic.bundle.work`), seconds from the throughput that a

@@ -1,9 +1,9 @@
 """How a clip will be denoised, as data: the noise level, windows, guidance and calls of every step.
 
-    plan = plan_denoising(frames=40, steps=25, constants=constants.sampler, branches_at_once=3)
+    plan = plan_denoising(40, published_steps(25, constants.sampler), constants.sampler)
     plan.steps[0].sigma                  # 700.0
     plan.steps[0].windows[0]             # the frames of the first window: 0, 1, ..., 24
-    plan.steps[0].calls                  # ((0, 1, 2),): one call for all three guidance branches
+    plan.steps[0].branches               # (0, 1, 2): a call of the UNet for each, in every window
 
 The sampler executes a plan; estimates, memory checks and progress are computed from the same one. Another
 schedule or guidance rule only changes the plan, not the code that reads it.
@@ -12,14 +12,14 @@ schedule or guidance rule only changes the plan, not the code that reads it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 
 from sonic.bundle.constants import SamplerConstants
-from sonic.diffusion.guidance import branch_weights, guidance_scales, needed_branches
-from sonic.diffusion.schedule import karras_sigmas
+from sonic.diffusion.guidance import branch_weights
+from sonic.diffusion.steps import StepSettings
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,30 @@ class RingWindows(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True)
-class DenoisingStep:
-    """One step, which takes every window from one noise level to the next.
+class DenoisingStep(StepSettings):
+    """One step of one clip, which takes every window from one noise level to the next.
+
+    Each branch of each window is a call of the UNet of its own. A batch of several branches would not be
+    faster, and rounds differently: a product of one row is summed in another order than one of three.
 
     Attributes:
-        sigma, next_sigma: noise levels before and after the step.
-        image_scale, audio_scale: guidance scales; see :func:`sonic.diffusion.guidance.guide`.
         windows: the frames of every window.
-        calls: the guidance branches in the batch of each UNet call that a window needs.
+        keeps_image, keeps_audio: whether a later step reuses the difference that this step evaluates.
     """
 
-    sigma: float
-    next_sigma: float
-    image_scale: float
-    audio_scale: float
-    windows: RingWindows
-    calls: tuple[tuple[int, ...], ...]
+    windows: RingWindows = RingWindows(1, 1, 1)
+    keeps_image: bool = False
+    keeps_audio: bool = False
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The weight of each branch in the guided prediction; branches of weight zero are in no call."""
+        """The weight of each branch in the guided prediction, where all are evaluated."""
         return branch_weights(self.image_scale, self.audio_scale)
 
     @property
     def call_count(self) -> int:
         """The number of UNet calls. They are independent of each other: all may run at the same time."""
-        return len(self.windows) * len(self.calls)
+        return len(self.windows) * len(self.branches)
 
 
 @dataclass(frozen=True)
@@ -112,22 +110,29 @@ class DenoisingPlan:
         return sum(step.call_count for step in self.steps)
 
     @property
-    def evaluation_count(self) -> int:
-        """Guidance branches summed over all windows and steps; the UNet's work is proportional to it."""
-        return sum(len(step.windows) * sum(map(len, step.calls)) for step in self.steps)
+    def evaluations_per_window(self) -> int:
+        """Guidance branches summed over all steps; the UNet's work is proportional to it."""
+        return sum(len(step.branches) for step in self.steps)
+
+    @property
+    def keeps_image(self) -> bool:
+        """Whether a step reuses the image's difference of an earlier one."""
+        return any(step.keeps_image for step in self.steps)
+
+    @property
+    def keeps_audio(self) -> bool:
+        """Whether a step reuses the audio's difference of an earlier one."""
+        return any(step.keeps_audio for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file; a step's windows are given by their number, length, stride and shift."""
         return {
             "frames": self.frames,
             "steps": [
-                {
-                    "sigma": step.sigma,
-                    "next_sigma": step.next_sigma,
-                    "image_scale": step.image_scale,
-                    "audio_scale": step.audio_scale,
+                {name: value for name, value in asdict(step).items() if name != "windows"}
+                | {
+                    "branches": list(step.branches),
                     "branch_weights": list(step.weights),
-                    "calls": [list(branches) for branches in step.calls],
                     "window_frames": step.windows.length,
                     "window_stride_frames": step.windows.stride,
                     "window_shift_frames": step.windows.shift,
@@ -145,55 +150,56 @@ class DenoisingPlan:
             KeyError, TypeError: an entry is missing or malformed.
         """
         frames = int(values["frames"])
+        own = [item.name for item in fields(DenoisingStep) if item.name != "windows"]
         return cls(
             frames,
             tuple(
                 DenoisingStep(
-                    float(step["sigma"]),
-                    float(step["next_sigma"]),
-                    float(step["image_scale"]),
-                    float(step["audio_scale"]),
-                    RingWindows(
+                    **{name: step[name] for name in own} | {"branches": tuple(map(int, step["branches"]))},
+                    windows=RingWindows(
                         frames,
                         int(step["window_frames"]),
                         int(step["window_stride_frames"]),
                         int(step["window_shift_frames"]),
                     ),
-                    tuple(tuple(map(int, branches)) for branches in step["calls"]),
                 )
                 for step in values["steps"]
             ),
         )
 
 
-def plan_denoising(
-    frames: int, steps: int, constants: SamplerConstants, branches_at_once: int
-) -> DenoisingPlan:
-    """Plan the published sampler: a Karras schedule, windows that move with every step, fixed guidance rules.
+def plan_denoising(frames: int, steps: Sequence[StepSettings], constants: SamplerConstants) -> DenoisingPlan:
+    """Plan the steps of one clip, with windows that move with every step.
 
     Args:
         frames: number of frames to denoise, at least 1.
-        steps: number of denoising steps, at least 1.
-        constants: the bundle's noise levels, guidance scales and windows.
-        branches_at_once: the most guidance branches in one call of the UNet.
+        steps: the settings of every step, at least one; see :mod:`sonic.diffusion.steps`.
+        constants: the bundle's, for the windows.
     """
-    sigmas = karras_sigmas(steps, constants)
-    image_scales = guidance_scales(constants.image_guidance, steps)
-    audio_scales = guidance_scales(constants.audio_guidance, steps)
     return DenoisingPlan(
         frames,
         tuple(
             DenoisingStep(
-                float(sigmas[index]),
-                float(sigmas[index + 1]),
-                float(image_scales[index]),
-                float(audio_scales[index]),
-                step_windows(frames, index, constants),
-                _calls(needed_branches(image_scales[index], audio_scales[index]), branches_at_once),
+                **{item.name: getattr(step, item.name) for item in fields(StepSettings)},
+                windows=step_windows(frames, index, constants),
+                keeps_image=_reused(steps, index, {0, 1}, "image_reuse"),
+                keeps_audio=_reused(steps, index, {1, 2}, "audio_reuse"),
             )
-            for index in range(steps)
+            for index, step in enumerate(steps)
         ),
     )
+
+
+def _reused(steps: Sequence[StepSettings], index: int, needed: set[int], multiple: str) -> bool:
+    """Whether the difference that step `index` evaluates is reused before it is evaluated again."""
+    if not needed <= set(steps[index].branches):
+        return False
+    for step in steps[index + 1 :]:
+        if needed <= set(step.branches):
+            return False
+        if getattr(step, multiple):
+            return True
+    return False
 
 
 def step_windows(frames: int, step: int, constants: SamplerConstants) -> RingWindows:
@@ -204,7 +210,3 @@ def step_windows(frames: int, step: int, constants: SamplerConstants) -> RingWin
         constants.window_frames - constants.window_overlap_frames,
         step * constants.window_shift_frames,
     )
-
-
-def _calls(branches: tuple[int, ...], at_once: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(branches[start : start + at_once] for start in range(0, len(branches), at_once))

@@ -16,8 +16,8 @@ import numpy as np
 
 from sonic.bundle.constants import SamplerConstants
 from sonic.bundle.manifest import mask_input
-from sonic.diffusion.guidance import guide
-from sonic.diffusion.plan import DenoisingPlan, DenoisingStep
+from sonic.diffusion.guidance import differences, guide
+from sonic.diffusion.plan import DenoisingPlan, DenoisingStep, RingWindows
 from sonic.diffusion.schedule import euler_step, input_scale, model_timestep
 from sonic.engines.base import Session
 from sonic.errors import BundleError
@@ -45,6 +45,46 @@ class ClipCondition:
     masks: Sequence[np.ndarray]
 
 
+class FrameMeans:
+    """A row for every frame of a clip; a step replaces it by the mean over the windows with that frame.
+
+    Args:
+        row_shape: shape of a row, float32.
+        spool_directory: folder of the temporary files of long clips.
+
+    Attributes:
+        rows: the rows after the last finished step.
+    """
+
+    def __init__(self, row_shape: tuple[int, ...], spool_directory: Path | None = None) -> None:
+        self.rows = ArraySpool(row_shape, np.float32, directory=spool_directory)
+        self._sums = ArraySpool(row_shape, np.float32, directory=spool_directory)
+
+    def append(self, row: np.ndarray) -> None:
+        """Add a frame."""
+        self.rows.append(row[None])
+        self._sums.append(np.zeros_like(row)[None])
+
+    def add(self, indices: np.ndarray, values: np.ndarray) -> None:
+        """Add the values of a window's frames to this step's sums.
+
+        The windows of a step have to be added in order, so that the sums are the same to the last bit.
+        """
+        frames, positions = np.unique(indices, return_inverse=True)
+        sums = self._sums[frames]
+        np.add.at(sums, positions, values)
+        self._sums[frames] = sums
+
+    def finish_step(self, windows: RingWindows) -> None:
+        """Replace every row by the mean over its windows."""
+        counts = np.bincount(np.concatenate(list(windows))).astype(np.float32)
+        for start in range(0, len(counts), windows.length):
+            sums, held = self._sums[start : start + windows.length], counts[start : start + windows.length]
+            frames = np.arange(start, start + len(held))
+            self.rows[frames] = sums / held[:, None, None, None]
+            self._sums[frames] = np.zeros_like(sums)
+
+
 class ClipSampler:
     """Takes the latents of one clip from noise to the result, one denoising step after another.
 
@@ -59,7 +99,6 @@ class ClipSampler:
 
     Attributes:
         plan: the steps to execute.
-        latents: (frames, 4, h, w) float32, scaled; final once :attr:`finished`.
         step: how many steps are done.
 
     Raises:
@@ -77,12 +116,31 @@ class ClipSampler:
         self.plan, self.step = plan, 0
         self._condition, self._constants = condition, constants
         shape = condition.reference_latent.shape
-        self.latents = ArraySpool(shape, np.float32, directory=spool_directory)
-        self._sums = ArraySpool(shape, np.float32, directory=spool_directory)  # of this step's windows
+        self._latents = FrameMeans(shape, spool_directory)
+        #: The differences between branches that later steps reuse, (frames, 4, h, w) float32.
+        self._image_differences = FrameMeans(shape, spool_directory) if plan.keeps_image else None
+        self._audio_differences = FrameMeans(shape, spool_directory) if plan.keeps_audio else None
         start = condition.reference_latent * np.float32(constants.initial_latent_scale)
         for frame in noise:
-            self.latents.append((frame * np.float32(plan.steps[0].sigma) + start)[None])
-            self._sums.append(np.zeros_like(start)[None])
+            self._latents.append(frame * np.float32(plan.steps[0].sigma) + start)
+            for kept in (self._image_differences, self._audio_differences):
+                if kept is not None:
+                    kept.append(np.zeros_like(start))
+
+    @property
+    def latents(self) -> ArraySpool:
+        """(frames, 4, h, w) float32, scaled; final once :attr:`finished`."""
+        return self._latents.rows
+
+    @property
+    def state(self) -> dict[str, ArraySpool]:
+        """Everything that changes from step to step, by name: (frames, 4, h, w) float32 each."""
+        named = {
+            "latents": self._latents,
+            "image_differences": self._image_differences,
+            "audio_differences": self._audio_differences,
+        }
+        return {name: means.rows for name, means in named.items() if means is not None}
 
     @property
     def finished(self) -> bool:
@@ -94,30 +152,28 @@ class ClipSampler:
         """The next step to execute."""
         return self.plan.steps[self.step]
 
-    def predict(
-        self, unet: Session, window: int, indices: np.ndarray, branches: tuple[int, ...]
-    ) -> dict[int, np.ndarray]:
-        """Run one UNet call for a window of the current step; may run in any thread.
+    def predict(self, unet: Session, window: int, indices: np.ndarray, branch: int) -> np.ndarray:
+        """Run the UNet for a guidance branch of a window of the current step; may run in any thread.
 
         Returns:
-            For each of `branches`, its prediction, float32 (window frames, 4, h, w).
+            The prediction, float32 (window frames, 4, h, w).
 
         Raises:
             BundleError: the UNet returned values that are not finite.
         """
         sigma = self.current.sigma
         inputs = window_inputs(
-            self.latents[indices], indices, sigma, self._condition, self._constants, branches
+            self.latents[indices], indices, sigma, self._condition, self._constants, branch
         )
-        outputs = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=branches)
-        predicted = outputs["prediction"]
+        outputs = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=(branch,))
+        predicted: np.ndarray = outputs["prediction"][0]
         if not np.isfinite(predicted).all():
             raise BundleError(
                 f"the UNet returned values that are not finite at step {self.step + 1} of "
                 f"{len(self.plan.steps)}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
             )
-        return dict(zip(branches, predicted, strict=True))
+        return predicted
 
     def finish_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> None:
         """Advance a window's frames by one step, given the predictions of its branches.
@@ -125,23 +181,41 @@ class ClipSampler:
         The windows of a step have to be finished in order, so that the sums are the same to the last bit.
         """
         step = self.current
-        guided = guide(predictions, step.image_scale, step.audio_scale)
-        stepped = euler_step(self.latents[indices], guided, step.sigma, step.next_sigma)
-        frames, positions = np.unique(indices, return_inverse=True)
-        sums = self._sums[frames]
-        np.add.at(sums, positions, stepped)
-        self._sums[frames] = sums
+        guided = guide(
+            predictions,
+            step.image_scale,
+            step.audio_scale,
+            _multiple(self._image_differences, indices, step.image_reuse),
+            _multiple(self._audio_differences, indices, step.audio_reuse),
+        )
+        self._latents.add(indices, euler_step(self.latents[indices], guided, step.sigma, step.next_sigma))
+        for kept, difference in zip(self._kept, differences(predictions), strict=True):
+            if kept is not None and difference is not None:
+                kept.add(indices, difference)
 
     def finish_step(self) -> None:
         """Combine the results of this step: each frame becomes the mean over the windows that contain it."""
-        counts = np.bincount(np.concatenate(list(self.current.windows))).astype(np.float32)
-        at_once = self.current.windows.length
-        for start in range(0, len(counts), at_once):
-            sums, held = self._sums[start : start + at_once], counts[start : start + at_once]
-            frames = np.arange(start, start + len(held))
-            self.latents[frames] = sums / held[:, None, None, None]
-            self._sums[frames] = np.zeros_like(sums)
+        for means in (self._latents, *self._kept):
+            if means is not None:
+                means.finish_step(self.current.windows)
         self.step += 1
+
+    @property
+    def _kept(self) -> tuple[FrameMeans | None, FrameMeans | None]:
+        """The differences that the current step leaves for later ones."""
+        step = self.current
+        return (
+            self._image_differences if step.keeps_image else None,
+            self._audio_differences if step.keeps_audio else None,
+        )
+
+
+def _multiple(differences: FrameMeans | None, indices: np.ndarray, multiple: float) -> np.ndarray | None:
+    """A multiple of earlier differences of a window's frames; None where there is nothing to reuse."""
+    if differences is None or not multiple:
+        return None
+    scaled: np.ndarray = differences.rows[indices] * np.float32(multiple)
+    return scaled
 
 
 def denoise_together(
@@ -172,10 +246,9 @@ def denoise_together(
                 for sampler, windows in zip(unfinished, running, strict=True):
                     while windows:
                         indices, calls = windows.popleft()  # dropping the futures frees their predictions
-                        predictions: dict[int, np.ndarray] = {}
-                        for call in calls:
-                            predictions |= call.result()
-                        sampler.finish_window(indices, predictions)
+                        sampler.finish_window(
+                            indices, {branch: call.result() for branch, call in calls.items()}
+                        )
                         advance()
                     sampler.finish_step()
             except BaseException:  # an interrupt too: cancel the calls that have not started
@@ -185,11 +258,14 @@ def denoise_together(
 
 def _submit_step(
     pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
-) -> deque[tuple[np.ndarray, list[Future[dict[int, np.ndarray]]]]]:
-    """Submit all calls of a step; returns the frame indices of every window and the futures of its calls."""
+) -> deque[tuple[np.ndarray, dict[int, Future[np.ndarray]]]]:
+    """Submit all calls of a step; returns every window's frame indices, and its predictions by branch."""
     step = sampler.current
     return deque(
-        (indices, [pool.submit(sampler.predict, unet, window, indices, branches) for branches in step.calls])
+        (
+            indices,
+            {branch: pool.submit(sampler.predict, unet, window, indices, branch) for branch in step.branches},
+        )
         for window, indices in enumerate(step.windows)
     )
 
@@ -200,9 +276,9 @@ def window_inputs(
     sigma: float,
     condition: ClipCondition,
     constants: SamplerConstants,
-    branches: Sequence[int],
+    branch: int,
 ) -> dict[str, np.ndarray]:
-    """The UNet's inputs for one window, with a batch row for each guidance branch.
+    """The UNet's inputs for one guidance branch of a window, a batch of one.
 
     Args:
         latents: the latents of the window's frames, (frames, 4, h, w) float32, scaled.
@@ -210,26 +286,24 @@ def window_inputs(
         sigma: the latents' noise level.
         condition: the clip's conditioning.
         constants: the bundle's, for the sampler.
-        branches: the branches of the batch; 0 is conditioned on neither image nor audio, 1 on the image,
-            2 on both.
+        branch: 0 is conditioned on neither image nor audio, 1 on the image, 2 on both.
     """
     noisy = latents * np.float32(input_scale(sigma))
     reference = np.broadcast_to(condition.reference_latent, latents.shape)
-    silent = np.broadcast_to(
-        condition.unconditional_tokens, (len(indices), *condition.unconditional_tokens.shape)
+    tokens = (
+        condition.audio_tokens[indices]
+        if branch == 2
+        else np.broadcast_to(
+            condition.unconditional_tokens, (len(indices), *condition.unconditional_tokens.shape)
+        )
     )
-    speech = condition.audio_tokens[indices] if 2 in branches else silent
     embedding = condition.image_embedding
     buckets = condition.buckets[indices].mean(axis=0)
-    time_ids = np.array([constants.frame_rate_id, *buckets], np.float32)
-    hidden, unseen = np.zeros_like(reference), np.zeros_like(embedding)
     return {
-        "sample": np.stack(
-            [np.concatenate([noisy, reference if branch else hidden], axis=1) for branch in branches]
-        ),
+        "sample": np.concatenate([noisy, reference if branch else np.zeros_like(reference)], axis=1)[None],
         "timestep": model_timestep(sigma),
-        "added_time_ids": np.stack([time_ids] * len(branches)),
-        "image_embedding": np.stack([embedding if branch else unseen for branch in branches]),
-        "audio_tokens": np.stack([speech if branch == 2 else silent for branch in branches]),
+        "added_time_ids": np.array([[constants.frame_rate_id, *buckets]], np.float32),
+        "image_embedding": (embedding if branch else np.zeros_like(embedding))[None],
+        "audio_tokens": tokens[None],
         **{mask_input(level): mask for level, mask in enumerate(condition.masks)},
     }

@@ -24,6 +24,14 @@ def karras_sigmas(steps: int, constants: SamplerConstants) -> np.ndarray:
     return np.append(sigmas, 0.0).astype(np.float32)
 
 
+def schedule_position(sigma: float, constants: SamplerConstants) -> float:
+    """Where a noise level lies in the published schedule: 0 at its first level, 1 at its last."""
+    rho = constants.karras_rho
+    low, high = constants.sigma_min ** (1 / rho), constants.sigma_max ** (1 / rho)
+    position: float = min(max((sigma ** (1 / rho) - high) / (low - high), 0.0), 1.0)
+    return position
+
+
 def model_timestep(sigma: float) -> np.ndarray:
     """The UNet's timestep input: float32 (1,)."""
     return np.array([0.25 * math.log(sigma)], np.float32)

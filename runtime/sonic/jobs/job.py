@@ -127,10 +127,11 @@ def _read_job(text: str, where: str, number: int, folder: Path) -> Job:
         value = values.get(name)
         if value is None:
             continue
+        value = tuple(value) if definition.kind is tuple and isinstance(value, list) else value
         try:
             definition.check(value)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        options[definition.field] = str(folder / value) if definition.kind is Path else value
+        options[definition.field] = str(folder / str(value)) if definition.kind is Path else value
     image, audio, output = (folder / values[name] for name in _PATHS)
     return Job(number, image, audio, output, options)
