@@ -12,7 +12,8 @@ from PIL import Image
 
 import sonic
 from sonic.media.audio import load_sound
-from sonic_training.evaluation import HELD_OUT_SEED, evaluate, held_out_clips, window_borders
+from sonic_calibration.quality.window_borders import window_borders
+from sonic_training.evaluation import HELD_OUT_SEED, evaluate, held_out_clips
 from sonic_training.sentences import voices
 
 needs_speech = pytest.mark.skipif(
@@ -36,9 +37,9 @@ def test_held_out_clips_are_reproducible_and_of_held_out_voices(tmp_path: Path) 
 
 def test_borders_are_the_first_frames_of_the_last_steps_windows(model: sonic.SonicModel) -> None:
     # 75 generated frames, three windows; the first step does not shift them, the second by 7.
-    assert window_borders(model, 150, 1) == [50, 100]
-    assert window_borders(model, 150, 2) == [36, 86, 136]
-    assert window_borders(model, 40, 1) == []
+    assert window_borders(model.constants, 150, 1) == [50, 100]
+    assert window_borders(model.constants, 150, 2) == [36, 86, 136]
+    assert window_borders(model.constants, 40, 1) == []
 
 
 @needs_speech

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
-from sonic.diffusion.plan import step_windows
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel, load_model
 from sonic.storage.files import write_json
 from sonic_calibration.quality.contact_sheet import write_contact_sheet
 from sonic_calibration.quality.report import QualityReport, judge
+from sonic_calibration.quality.window_borders import window_borders
 from sonic_convert.drawing.face import Pose
 from sonic_training.actors import draw_poses, random_framing, random_look
 from sonic_training.speech import SAMPLE_RATE_HZ, Corpus, build_corpus, write_wav
@@ -104,7 +104,7 @@ def judge_clip(
     video = model.generate(clip.portrait, clip.speech, inference_steps=steps, dynamic_scale=dynamic_scale)
     _, height, width, _ = video.shape
     portrait = np.asarray(Image.open(clip.portrait).resize((width, height), Image.Resampling.LANCZOS))
-    borders = window_borders(model, len(video), steps)
+    borders = window_borders(model.constants, len(video), steps)
     return video, judge(video, clip.face_box, portrait, None, borders or None)
 
 
@@ -115,15 +115,6 @@ def silent_clip(clip: HeldOutClip) -> HeldOutClip:
     speech = clip.speech.with_name("silence.wav")
     write_wav(speech, samples.astype(np.float32))
     return replace(clip, name=f"{clip.name} silent", speech=speech)
-
-
-def window_borders(model: SonicModel, frames: int, steps: int) -> list[int]:
-    """Indices of the finished frames at which a window of the last denoising step begins."""
-    factor = model.constants.video.interpolation_factor
-    generated = (frames + factor - 1) // factor
-    windows = step_windows(generated, steps - 1, model.constants.sampler)
-    starts = {int(indices[0]) * factor for indices in windows}
-    return sorted(start for start in starts if 0 < start < frames - 1)
 
 
 def summary(reports: Sequence[QualityReport]) -> Summary:

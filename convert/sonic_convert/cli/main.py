@@ -12,7 +12,7 @@ import numpy as np
 import sonic_convert
 from sonic.cli.errors import user_errors
 from sonic.cli.generate import OUTPUT, input_files
-from sonic.cli.options import clip_options, threads_option, with_options
+from sonic.cli.options import threads_option, with_options
 from sonic.cli.tables import console
 from sonic.diffusion.noise import load_noise
 from sonic.media.checks import check_not_an_input
@@ -25,6 +25,7 @@ from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.cli.convert import COMMANDS
 from sonic_convert.cli.options import PATH, VARIANT
 from sonic_convert.cli.target import COMMANDS as TARGET_COMMANDS
+from sonic_convert.cli.tune import tune
 
 if TYPE_CHECKING:  # it imports PyTorch
     from sonic_convert.synth.checkpoint_writer import Dtype
@@ -57,7 +58,7 @@ def synth(out: Path, size: Literal["small", "published"], seed: int, dtype: Dtyp
 @main.command()
 @click.argument("checkpoint", type=PATH)
 @OUTPUT
-@clip_options
+@with_options(ClipArguments, "clip", but=("speed", "sigmas", "image_guidance", "audio_guidance"))
 @threads_option
 @VARIANT
 def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptions, variant: Variant) -> None:
@@ -174,7 +175,7 @@ def quality(
             write_contact_sheet(sheet, opened, box, title=video.name)
 
 
-for command in (*COMMANDS, *TARGET_COMMANDS):
+for command in (*COMMANDS, *TARGET_COMMANDS, tune):
     main.add_command(command)
 
 if __name__ == "__main__":

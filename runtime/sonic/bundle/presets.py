@@ -90,6 +90,11 @@ class SpeedPreset:
         return sum(len(step.branches) for step in self.steps)
 
     @property
+    def guides_audio(self) -> bool:
+        """Whether any step evaluates the audio's difference, so that its guidance scale has an effect."""
+        return any(1 in step.branches for step in self.steps)
+
+    @property
     def reuses(self) -> bool:
         """Whether a step uses a multiple of an earlier difference."""
         return any(step.image_reuse or step.audio_reuse for step in self.steps)

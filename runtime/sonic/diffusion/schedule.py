@@ -42,8 +42,12 @@ def input_scale(sigma: float) -> float:
     return 1.0 / math.sqrt(sigma**2 + 1.0)
 
 
+def derivative(latents: np.ndarray, prediction: np.ndarray, sigma: float) -> np.ndarray:
+    """(latents - denoised) / sigma, the change of latents per noise level; from the UNet's v-prediction."""
+    denoised = prediction * (-sigma / math.sqrt(sigma**2 + 1.0)) + latents / (sigma**2 + 1.0)
+    return (latents - denoised) / sigma
+
+
 def euler_step(latents: np.ndarray, prediction: np.ndarray, sigma: float, next_sigma: float) -> np.ndarray:
     """Latents at `next_sigma`, from those at `sigma` and the UNet's v-prediction; float32 of one shape."""
-    denoised = prediction * (-sigma / math.sqrt(sigma**2 + 1.0)) + latents / (sigma**2 + 1.0)
-    derivative = (latents - denoised) / sigma
-    return latents + derivative * (next_sigma - sigma)
+    return latents + derivative(latents, prediction, sigma) * (next_sigma - sigma)

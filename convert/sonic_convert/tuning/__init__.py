@@ -1,0 +1,1 @@
+"""Finds a bundle's speed presets: records clips, searches plans offline, judges some by their videos."""

@@ -1,0 +1,413 @@
+"""Finds the speed presets of a bundle: ``sonic-convert tune BUNDLE``.
+
+Two clips are generated with the published sampler and recorded; plans are searched on these recordings; a few
+of them, chosen by bisection, are generated and judged; the cheapest within each preset's budget is taken, and
+tried on a clip that the search has not seen. Whatever is done is kept in a work folder, from which an
+interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName, SpeedPreset, SpeedPresets
+from sonic.bundle.store import sha256_of
+from sonic.diffusion.guidance import BRANCH_NAMES
+from sonic.diffusion.plan import plan_denoising
+from sonic.diffusion.steps import Guidance, published_steps
+from sonic.errors import InputError
+from sonic.model import SonicModel
+from sonic.options import GenerationOptions
+from sonic.progress import NoProgress, Progress
+from sonic.records import TOLERANT, read_record
+from sonic.storage.files import replacing, write_json
+from sonic_calibration.recording.examples import Example
+from sonic_convert.tuning.budget import DEFAULT_BUDGETS, Measures, QualityBudget
+from sonic_convert.tuning.judging import (
+    ExactClip,
+    denoised_frames,
+    judge_plan,
+    shown_frames,
+    speech_of,
+    stored_video,
+)
+from sonic_convert.tuning.search import PredictedPlan, search_plans
+from sonic_convert.tuning.trajectory import Trajectory, record_trajectory
+
+TUNED_CLIPS = 2
+#: How much of a budget plans may use up on the clips that they are chosen by: others turn out a little worse.
+BUDGET_SHARE = 0.8
+#: Plans are searched up to this share of the published sampler's evaluations; beyond, little is saved.
+LARGEST_SHARE = 0.6
+CANDIDATES = 10  # about how many plans are judged
+_TUNING_VERSION = "1"
+_LARGEST_FACTOR_CHANGE = 1.5  # of the audio guidance, to restore the mouth's amplitude
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """What is tuned for.
+
+    Attributes:
+        clip: options of the clips; guidance scales in place of the bundle's, if they are given.
+        budgets: of every preset but "exact".
+        default: the preset that clips get when none is chosen.
+    """
+
+    clip: GenerationOptions = field(default_factory=GenerationOptions)
+    budgets: Mapping[SpeedName, QualityBudget] = field(default_factory=lambda: dict(DEFAULT_BUDGETS))
+    default: SpeedName = "balanced"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was generated and judged.
+
+    Attributes:
+        preset: the plan.
+        predicted_error: of the search.
+        clips: its measures, by clip.
+    """
+
+    __pydantic_config__ = TOLERANT
+
+    preset: SpeedPreset
+    predicted_error: float
+    clips: tuple[Measures, ...]
+
+    @property
+    def mean(self) -> Measures:
+        """The mean over the clips."""
+        return Measures.mean(self.clips)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The result.
+
+    Attributes:
+        bundle: its name.
+        exact_evaluations: of the published sampler per window.
+        examples: names of the clips that plans were chosen by, and of the one they were then tried on.
+        guidance: the scales that were tuned for.
+        candidates: everything that was judged, the cheapest first.
+        chosen: by preset.
+        unseen: measures on the clip that the search has not seen, by preset; empty if there was none.
+        budgets: by preset.
+        speeds: the presets for the manifest.
+    """
+
+    bundle: str
+    exact_evaluations: int
+    examples: tuple[str, ...]
+    guidance: Guidance
+    candidates: tuple[Candidate, ...]
+    chosen: Mapping[SpeedName, Candidate]
+    unseen: Mapping[SpeedName, Measures]
+    budgets: Mapping[SpeedName, QualityBudget]
+    speeds: SpeedPresets
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, for a file."""
+        return {
+            "bundle": self.bundle,
+            "exact_evaluations": self.exact_evaluations,
+            "examples": list(self.examples),
+            "guidance": asdict(self.guidance),
+            "budgets": {name: str(budget) for name, budget in self.budgets.items()},
+            "candidates": [
+                asdict(one) | {"evaluations": one.preset.evaluations, "mean": asdict(one.mean)}
+                for one in self.candidates
+            ],
+            "unseen": {name: asdict(measures) for name, measures in self.unseen.items()},
+            "speeds": self.speeds.to_json(),
+        }
+
+
+class Tuner:
+    """One tuning, with everything that it keeps in its work folder.
+
+    Args:
+        model: the bundle; of any precision and engine.
+        examples: portraits and speech: two to choose plans by, a third to try them on.
+        options: what is tuned for.
+        work: folder of intermediate results.
+        progress: shows the stages.
+
+    Raises:
+        InputError: there are no examples, or the bundle's two guidance scales are equal.
+    """
+
+    def __init__(
+        self,
+        model: SonicModel,
+        examples: Sequence[Example],
+        options: TuningOptions,
+        work: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        if not examples:
+            raise InputError("there are no examples to tune with; give at least one portrait with speech")
+        sampler = model.constants.sampler
+        self._model, self._options = model, options
+        self._progress = progress or NoProgress()
+        self._guidance = Guidance.of(sampler, options.clip.image_guidance, options.clip.audio_guidance)
+        self._steps = published_steps(sampler.steps, sampler, self._guidance)
+        if not all({0, 2} <= set(step.branches) or step.image_scale == 1 for step in self._steps) or any(
+            step.image_scale == step.audio_scale != 1 for step in self._steps
+        ):
+            raise InputError(
+                f"the guidance scales of image and audio are both {self._guidance.image[0]:g}, and have no "
+                f"difference of their own for the {BRANCH_NAMES[1]}; tune for scales that differ"
+            )
+        self._examples = tuple(examples[:TUNED_CLIPS])
+        self._unseen = examples[TUNED_CLIPS] if len(examples) > TUNED_CLIPS else None
+        self._work = work / self._key()
+        self._measured: dict[str, Candidate] = {}
+
+    @property
+    def exact_evaluations(self) -> int:
+        """Evaluations of the UNet per window with the published sampler."""
+        return sum(len(step.branches) for step in self._steps)
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples that are generated."""
+        return (*self._examples, *([self._unseen] if self._unseen else []))
+
+    @property
+    def tuned_clips(self) -> int:
+        """How many of the examples plans are chosen by."""
+        return len(self._examples)
+
+    @property
+    def clip_options(self) -> GenerationOptions:
+        """The options of the clips with the published sampler."""
+        return replace(self._options.clip, speed=EXACT_SPEED, inference_steps=None, sigmas=None)
+
+    def run(self) -> Tuning:
+        """Tune.
+
+        Raises:
+            InputError: no plan keeps a budget, or an example cannot be used.
+            BundleError: the bundle cannot be run.
+            OutputError: the work folder cannot be written.
+        """
+        exact = [self._exact(index, example) for index, example in enumerate(self._examples)]
+        trajectories = [Trajectory.load(self._trajectory_path(index)) for index in range(len(exact))]
+        with self._progress.stage("searching plans", 1) as advance:
+            largest = max(1, round(LARGEST_SHARE * self.exact_evaluations))
+            plans = search_plans(trajectories, largest)
+            advance()
+        chosen: dict[SpeedName, Candidate] = {}
+        unseen: dict[SpeedName, Measures] = {}
+        with self._progress.stage("judging plans", min(len(plans), CANDIDATES)) as advance:
+            search = _Choice(plans, lambda plan: self._judge(plan, exact, advance))
+            for name in _from_the_fastest():
+                chosen[name] = search.cheapest(name, self._options.budgets[name])
+        if self._unseen is not None:
+            clip = self._exact(TUNED_CLIPS, self._unseen)
+            for name in _from_the_fastest():
+                chosen[name], unseen[name] = self._confirm(name, chosen[name], search, clip)
+        _cheaper_first(chosen)
+        return self._result(chosen, unseen)
+
+    def frames_of(self, preset: SpeedPreset | None) -> np.ndarray:
+        """Some frames of the first clip with a plan, or with the published sampler."""
+        path = self._shown_path("exact" if preset is None else _name_of(preset))
+        frames: np.ndarray = np.load(path, allow_pickle=False)
+        return frames
+
+    def _result(self, chosen: dict[SpeedName, Candidate], unseen: dict[SpeedName, Measures]) -> Tuning:
+        measured = sorted(self._measured.values(), key=lambda one: one.preset.evaluations)
+        names = tuple(example.image.name for example in self.examples)
+        notes = {
+            "examples": list(names),
+            "guidance": asdict(self._guidance),
+            "exact_evaluations": self.exact_evaluations,
+            "budgets": {name: str(budget) for name, budget in self._options.budgets.items()},
+            "measured": {name: asdict(one.mean) for name, one in chosen.items()},
+            "unseen": {name: asdict(measures) for name, measures in unseen.items()},
+        }
+        presets = {name: chosen[name].preset for name in SPEED_NAMES if name != EXACT_SPEED}
+        return Tuning(
+            bundle=self._model.manifest.name,
+            exact_evaluations=self.exact_evaluations,
+            examples=names,
+            guidance=self._guidance,
+            candidates=tuple(measured),
+            chosen=chosen,
+            unseen=unseen,
+            budgets=self._options.budgets,
+            speeds=SpeedPresets(self._options.default, presets, notes),
+        )
+
+    def _confirm(
+        self, name: SpeedName, candidate: Candidate, search: _Choice, clip: ExactClip
+    ) -> tuple[Candidate, Measures]:
+        """The cheapest plan, from `candidate` on, that keeps its budget on a clip that was not searched."""
+        budget = self._options.budgets[name]
+        while True:
+            measures = self._measure(candidate.preset, TUNED_CLIPS, clip)
+            if not budget.broken(measures):
+                return candidate, measures
+            candidate = search.cheapest(name, budget, candidate.preset.evaluations + 1)
+
+    def _exact(self, index: int, example: Example) -> ExactClip:
+        """A clip with the published sampler; what is generated is recorded, except for the unseen clip."""
+        frames_path = self._work / f"exact-{index}.npy"
+        wanted = [frames_path, *([self._trajectory_path(index)] if index < TUNED_CLIPS else [])]
+        options = self.clip_options
+        if not all(path.is_file() for path in wanted):
+            self._work.mkdir(parents=True, exist_ok=True)
+            frames = denoised_frames(self._model, example, options)
+            plan = plan_denoising(frames, self._steps, self._model.constants.sampler)
+            with self._progress.stage(f"published sampler, {example.image.name}", 1) as advance:
+                video, trajectory = record_trajectory(self._model, example, plan, options)
+                if index < TUNED_CLIPS:
+                    trajectory.save(self._trajectory_path(index))
+                _save_array(frames_path, np.asarray(video))
+                if index == 0:
+                    _save_array(self._shown_path("exact"), shown_frames(video))
+                advance()
+        stored = stored_video(
+            frames_path, speech_of(example, options), self._model.constants.video.frame_rate_hz
+        )
+        return ExactClip.of(self._model, example, self._options.clip, stored)
+
+    def _judge(self, plan: PredictedPlan, clips: Sequence[ExactClip], advance: Any) -> Candidate:
+        name = _name_of(plan.preset)
+        if name not in self._measured:
+            measures = tuple(self._measure(plan.preset, index, clip) for index, clip in enumerate(clips))
+            self._measured[name] = Candidate(plan.preset, plan.predicted_error, measures)
+            advance()
+        return self._measured[name]
+
+    def _measure(self, preset: SpeedPreset, index: int, clip: ExactClip) -> Measures:
+        name = _name_of(preset)
+        path = self._work / f"measured-{name}-{index}.json"
+        if not path.is_file():
+            measures, shown = judge_plan(self._model, preset, clip)
+            if index == 0:
+                _save_array(self._shown_path(name), shown)
+            write_json(path, asdict(measures))
+        return read_record(Measures, path.read_text(encoding="utf-8"), str(path), InputError, "remove it")
+
+    def _trajectory_path(self, index: int) -> Path:
+        return self._work / f"trajectory-{index}.npz"
+
+    def _shown_path(self, name: str) -> Path:
+        return self._work / f"frames-{name}.npy"
+
+    def _key(self) -> str:
+        """A digest of everything that the measurements depend on."""
+        manifest = self._model.manifest
+        clip = asdict(self._options.clip)
+        read = [
+            _TUNING_VERSION,
+            *(file.sha256 for file in manifest.files),
+            json.dumps(asdict(manifest.constants)),
+            json.dumps(clip, default=str),
+            *(sha256_of(path) for one in self.examples for path in (one.image, one.audio)),
+        ]
+        return hashlib.sha256("\n".join(read).encode()).hexdigest()[:12]
+
+
+class _Choice:
+    """Chooses the cheapest plan that keeps a budget, judging as few as possible.
+
+    Plans with more evaluations are taken to be better, so that bisection finds the border.
+    """
+
+    def __init__(self, plans: Sequence[PredictedPlan], judge: Any) -> None:
+        self._plans, self._judge = plans, judge
+
+    def cheapest(self, name: SpeedName, budget: QualityBudget, at_least_evaluations: int = 0) -> Candidate:
+        """The cheapest plan, with at least so many evaluations, that keeps the budget on the tuned clips.
+
+        Raises:
+            InputError: none does.
+        """
+        first = next(
+            (i for i, plan in enumerate(self._plans) if plan.preset.evaluations >= at_least_evaluations),
+            len(self._plans),
+        )
+        low, high = first - 1, len(self._plans)
+        found: Candidate | None = None
+        last: Candidate | None = None
+        # Gallop upwards from the cheapest, as most presets are far below the most evaluations.
+        tried, stride = first + 2, 2
+        while high - low > 1:
+            index = min(tried, high - 1) if found is None else (low + high) // 2
+            candidate = self._kept(self._plans[index], budget)
+            last = self._judge(self._plans[index])
+            if candidate is not None:
+                found, high = candidate, index
+            else:
+                low = index
+                tried, stride = index + stride, 2 * stride
+        if found is None:
+            raise InputError(_no_plan(name, budget, last))
+        return found
+
+    def _kept(self, plan: PredictedPlan, budget: QualityBudget) -> Candidate | None:
+        """A plan as judged, or with another audio guidance, if it keeps the budget; None if neither does."""
+        candidate: Candidate = self._judge(plan)
+        broken = budget.broken(candidate.mean, BUDGET_SHARE)
+        if not broken:
+            return candidate
+        if broken != ["amplitude"] or not plan.preset.guides_audio:
+            return None
+        factor = _compensating_factor(candidate.mean.mouth)
+        changed = replace(plan, preset=replace(plan.preset, audio_guidance_factor=factor))
+        candidate = self._judge(changed)
+        return None if budget.broken(candidate.mean, BUDGET_SHARE) else candidate
+
+
+def _compensating_factor(mouth: float) -> float:
+    """What to multiply the audio guidance by, for a mouth that moves `mouth` times as much as it should.
+
+    The amplitude follows the scale more weakly than in proportion, so the factor is the square.
+    """
+    factor = min(max(mouth**-2, 1 / _LARGEST_FACTOR_CHANGE), _LARGEST_FACTOR_CHANGE)
+    return round(factor, 3)
+
+
+def _no_plan(name: SpeedName, budget: QualityBudget, best: Candidate | None) -> str:
+    if best is None:
+        return f"no plan has as many evaluations as '{name}' would need; loosen its budget ({budget})"
+    broken = budget.broken(best.mean, BUDGET_SHARE)
+    reached = ", ".join(f"{limit}={getattr(best.mean, limit):.3g}" for limit in broken)
+    return (
+        f"no plan keeps the budget of '{name}' ({budget}): with {best.preset.evaluations} evaluations a "
+        f"window it has {reached}, and {BUDGET_SHARE:.0%} of a limit may be used up; nothing was written. "
+        f"Loosen it with --budget {name}:..."
+    )
+
+
+def _from_the_fastest() -> Iterator[SpeedName]:
+    yield from reversed([name for name in SPEED_NAMES if name != EXACT_SPEED])
+
+
+def _cheaper_first(chosen: dict[SpeedName, Candidate]) -> None:
+    """Let no preset be cheaper than a faster one, should their measures scatter: it takes that one's plan."""
+    names = list(_from_the_fastest())
+    for slower, faster in zip(names[1:], names, strict=False):
+        if chosen[slower].preset.evaluations < chosen[faster].preset.evaluations:
+            chosen[slower] = chosen[faster]
+
+
+def _name_of(preset: SpeedPreset) -> str:
+    return hashlib.sha256(json.dumps(asdict(preset)).encode()).hexdigest()[:12]
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as partial:
+        np.save(partial, array)

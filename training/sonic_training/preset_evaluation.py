@@ -1,0 +1,191 @@
+"""Compares a bundle's speed presets with the published sampler on held-out voices, sentences and people.
+
+python -m sonic_training.preset_evaluation sonic-tiny
+python -m sonic_training.preset_evaluation int8 --reference sonic-tiny --speed fast
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName
+from sonic.cli.errors import user_errors
+from sonic.cli.tables import console
+from sonic.diffusion.steps import Guidance
+from sonic.media.video import Video
+from sonic.model import SonicModel, load_model
+from sonic.options import GenerationOptions
+from sonic.plan import denoising_steps
+from sonic.progress import ConsoleProgress
+from sonic.storage.files import replacing, write_json
+from sonic_calibration.recording.examples import Example, generate_example
+from sonic_convert.cli.tune import read_presets
+from sonic_convert.tuning.budget import Measures
+from sonic_convert.tuning.judging import ExactClip, judge_plan, speech_of, stored_video, with_presets
+from sonic_training.evaluation import held_out_clips
+
+PRESETS = tuple(name for name in SPEED_NAMES if name != EXACT_SPEED)
+
+
+def evaluate_presets(
+    model: SonicModel,
+    reference: SonicModel,
+    speeds: Sequence[SpeedName],
+    options: GenerationOptions,
+    clips: int,
+    out: Path,
+    progress: ConsoleProgress,
+) -> dict[SpeedName, list[Measures]]:
+    """Generate held-out clips with presets, and measure them beside the reference's `exact` ones.
+
+    Args:
+        model: the bundle whose presets are judged.
+        reference: the bundle that generates the exact clips; the same, or the full-precision one.
+        speeds: the presets.
+        options: of the clips, such as guidance scales.
+        clips: how many, of 2 to 8 seconds.
+        out: folder of the inputs and of the exact clips, which a later run takes from there.
+        progress: shows the clips.
+
+    Returns:
+        The measures of every clip, by preset.
+
+    Raises:
+        BundleError: a bundle cannot be run.
+        InputError: a speech synthesizer is not installed.
+        OutputError: the folder cannot be written.
+    """
+    held_out = held_out_clips(out / "inputs", clips)
+    measures: dict[SpeedName, list[Measures]] = {name: [] for name in speeds}
+    with progress.stage("held-out clips", clips * (1 + len(speeds))) as advance:
+        for clip in held_out:
+            example = Example(clip.portrait, clip.speech)
+            exact = _exact_clip(reference, example, options, out)
+            advance()
+            for name in speeds:
+                found, _ = judge_plan(model, model.manifest.speeds.presets[name], exact)
+                measures[name].append(found)
+                advance()
+    return measures
+
+
+def presets_table(
+    model: SonicModel,
+    options: GenerationOptions,
+    measures: dict[SpeedName, list[Measures]],
+    title: str,
+) -> Table:
+    """Means over the clips, by preset."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    columns = (
+        "preset",
+        "evaluations",
+        "fewer",
+        "SSIM",
+        "worst",
+        "PSNR",
+        "lip sync",
+        "mouth",
+        "identity",
+        "border",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "preset" else "right")
+    exact = _evaluations(model, options, EXACT_SPEED)
+    for name, clips in measures.items():
+        count = _evaluations(model, options, name)
+        mean = Measures.mean(clips)
+        table.add_row(
+            name,
+            f"{count} of {exact}",
+            f"{exact / count:.1f} x",
+            f"{mean.ssim:.4f}",
+            f"{min(clip.ssim for clip in clips):.4f}",
+            f"{mean.psnr:.1f} dB",
+            "-" if mean.lip is None else f"{-mean.lip:+.3f}",
+            f"{mean.mouth - 1:+.1%}",
+            f"{-mean.identity:+.2f} dB",
+            "-" if mean.border is None else f"{mean.border:+.3f}",
+        )
+    return table
+
+
+def _evaluations(model: SonicModel, options: GenerationOptions, speed: SpeedName) -> int:
+    steps = denoising_steps(model.manifest, replace(options, speed=speed))
+    return sum(len(step.branches) for step in steps)
+
+
+def _exact_clip(model: SonicModel, example: Example, options: GenerationOptions, out: Path) -> ExactClip:
+    """A clip with the published sampler, generated at most once for a bundle and options."""
+    key = json.dumps([[file.sha256 for file in model.manifest.files], asdict(options)])
+    path = out / f"exact-{hashlib.sha256(key.encode()).hexdigest()[:12]}" / f"{example.image.stem}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        video = np.asarray(generate_example(model, example, options))
+        with replacing(path) as partial:
+            np.save(partial, video)
+    rate_hz = model.constants.video.frame_rate_hz
+    video_file: Video = stored_video(path, speech_of(example, options), rate_hz)
+    return ExactClip.of(model, example, options, video_file)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("bundle")
+@click.option("--reference", help="The bundle of the exact clips, such as the full-precision one [BUNDLE].")
+@click.option(
+    "--presets",
+    type=click.Path(path_type=Path),
+    help="Presets of 'sonic-convert tune --save' [the bundle's].",
+)
+@click.option("--speed", "speeds", type=click.Choice(PRESETS), multiple=True, help="May be repeated [all].")
+@click.option("--image-guidance", type=float, help="Guidance scale of the image [the bundle's].")
+@click.option("--audio-guidance", type=float, help="Guidance scale of the audio [the bundle's].")
+@click.option(
+    "--clips",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Number of held-out clips of 2 to 8 s.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/preset-evaluation"),
+    show_default=True,
+    help="Folder of inputs, exact clips and results.json.",
+)
+def main(
+    bundle: str,
+    reference: str | None,
+    presets: Path | None,
+    speeds: tuple[SpeedName, ...],
+    image_guidance: float | None,
+    audio_guidance: float | None,
+    clips: int,
+    out: Path,
+) -> None:
+    """Evaluate the speed presets of BUNDLE on held-out voices, sentences and people."""
+    with user_errors():
+        model = load_model(bundle)
+        if presets is not None:
+            model = with_presets(model, read_presets(presets))
+        options = GenerationOptions(image_guidance=image_guidance, audio_guidance=audio_guidance)
+        judged_by = model if reference is None else load_model(reference)
+        found = evaluate_presets(model, judged_by, speeds or PRESETS, options, clips, out, ConsoleProgress())
+        scales = Guidance.of(model.constants.sampler, image_guidance, audio_guidance)
+        title = f"{bundle}: {clips} held-out clips, guidance {scales.image[0]:g} and {scales.audio[0]:g}"
+        console().print(presets_table(model, options, found, title))
+        write_json(out / "results.json", {name: list(map(asdict, one)) for name, one in found.items()})
+
+
+if __name__ == "__main__":
+    main()
