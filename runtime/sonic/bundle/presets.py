@@ -119,7 +119,7 @@ class SpeedPresets:
         default: the preset of clips for which none is chosen.
         presets: by name; "exact" is not among them.
         tuning: what `sonic-convert tune` measured; empty in a bundle that was not tuned. Where it holds
-            "golden_clip_minimum_psnr_db", an object of dB by preset, `sonic verify --speed` holds a preset to it.
+            "golden_clip_minimum_psnr_db", an object of dB by preset, `sonic verify --speed` checks them.
     """
 
     __pydantic_config__ = TOLERANT

@@ -31,8 +31,8 @@ from sonic.verification.verify import PresetVerification, Verification, verify_b
 def verify(bundle: str, report_path: Path | None, speed: SpeedName | None, run: RunOptions) -> None:
     """Compare BUNDLE, as this machine runs it, with PyTorch; exits with 1 if a tolerance is exceeded.
 
-    The bundle contains inputs and a short clip with PyTorch's results for them; PyTorch is not needed. These are
-    always compared as published ('exact'), whatever the bundle's default speed preset.
+    The bundle contains inputs and a short clip with PyTorch's results for them; PyTorch is not needed. The
+    clip is always denoised as published ('exact'), whatever the bundle's default speed preset.
     """
     with user_errors():
         found = verify_bundle(load_for_command(bundle, run), ConsoleProgress(), speed)
@@ -74,10 +74,7 @@ def verification_table(verification: Verification) -> Table:
 
 def _add_preset(table: Table, preset: PresetVerification) -> None:
     """Add how close a speed preset comes; without a bound in the bundle there is no verdict."""
-    if preset.passed:
-        verdict = "" if preset.minimum_psnr_db is None else "ok"
-    else:
-        verdict = "FAILED"
+    ok = "" if preset.minimum_psnr_db is None else "ok"
     table.add_section()
     table.add_row(
         preset.speed,
@@ -85,10 +82,10 @@ def _add_preset(table: Table, preset: PresetVerification) -> None:
         "none" if preset.psnr_db is None else f"{preset.psnr_db:.1f} dB",
         "" if preset.worst_psnr_db is None else f"worst {preset.worst_psnr_db:.1f}",
         "" if preset.minimum_psnr_db is None else f">= {preset.minimum_psnr_db:.1f} dB",
-        verdict,
+        ok if preset.passed else "FAILED",
     )
     table.caption = (
-        f"{table.caption}\n'{preset.speed}' evaluates the UNet {preset.evaluations} times a window, 'exact', which "
-        f"it is compared with, {preset.published_evaluations} times"
+        f"{table.caption}\n'{preset.speed}', {preset.evaluations} evaluations of the UNet a window, is compared "
+        f"with 'exact', {preset.published_evaluations} evaluations"
         + (f"; {preset.problem}" if preset.problem else "")
     )

@@ -7,8 +7,8 @@ A bundle contains, for every submodel, inputs from a real clip with PyTorch's ou
 short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). A server can thus accept
 a bundle without PyTorch: each submodel has to stay within its tolerance, the clip has to reach its PSNR, and
 every value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says where
-they come from. All of this is about the published sampler, whatever the bundle's default speed preset: how close
-a preset comes to it is a measurement of its own, on demand.
+they come from. All of this is about the published sampler, whatever the bundle's default speed preset: how
+close a preset comes to it is a measurement of its own, on demand.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ class ClipVerification:
 class PresetVerification:
     """How close a speed preset comes to the published sampler, both on this machine, in the golden clip.
 
-    The published sampler takes the bundle's number of steps here, not the few of the golden clip itself: it is
-    what the preset stands for.
+    The published sampler takes the bundle's number of steps here, not the few of the golden clip itself:
+    that is what the preset stands for.
 
     Attributes:
         speed: the preset's name.
         evaluations, published_evaluations: how often the UNet is evaluated for a window.
-        psnr_db, worst_psnr_db: PSNR of all frames, and of the frame that is farthest off; None if a clip could
-            not be generated.
+        psnr_db, worst_psnr_db: PSNR of all frames, and of the frame that is farthest off; None if a clip
+            could not be generated.
         minimum_psnr_db: the lowest PSNR of all frames that passes; None if the bundle's tuning states none,
             and the numbers are only reported.
         problem: why a clip could not be generated, or None.
