@@ -85,7 +85,6 @@ def _add_preset(table: Table, preset: PresetVerification) -> None:
         ok if preset.passed else "FAILED",
     )
     table.caption = (
-        f"{table.caption}\n'{preset.speed}', {preset.evaluations} evaluations of the UNet a window, is compared "
-        f"with 'exact', {preset.published_evaluations} evaluations"
-        + (f"; {preset.problem}" if preset.problem else "")
+        f"{table.caption}\n'{preset.speed}' ({preset.evaluations} evaluations a window) is compared with "
+        f"'exact' ({preset.published_evaluations})" + (f"; {preset.problem}" if preset.problem else "")
     )
