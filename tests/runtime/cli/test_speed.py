@@ -26,7 +26,6 @@ from sonic_calibration.recording.recordings import RecordingOptions, record
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.cli.main import main as convert_main
 
-
 PUBLISHED = 3  # steps of "exact", to be quick
 
 
