@@ -192,6 +192,13 @@ def test_parity_is_exact_whatever_the_default(
         assert "--speed" not in help_text and "--sigmas" not in help_text
 
 
+@pytest.mark.parametrize("command", ["compare", "calibrate", "quantize", "sensitivity"])
+def test_commands_that_compare_bundles_are_exact_unless_asked(command: str) -> None:
+    options = next(c for c in convert_main.commands.values() if c.name == command).params
+    (speed,) = (option for option in options if option.name == "speed")
+    assert speed.default == "exact" and list(speed.type.choices) == list(SPEED_NAMES)
+
+
 def test_plan_and_estimate_follow_the_speed(fast_bundle: Path, small, tmp_path: Path) -> None:
     def plan(bundle: Path, *flags: str) -> dict[str, Any]:
         result = run("plan", bundle, "--duration=2", f"--json={tmp_path / 'plan.json'}", *flags)
