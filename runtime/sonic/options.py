@@ -28,6 +28,8 @@ def _decreasing(sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
 class GenerationOptions(Validated):
     """The options of one clip; None means the bundle's default, or that of the input.
 
+    `sigmas` may be given as a list too; it becomes a tuple.
+
     Raises:
         InputError: a value is of another type, or out of its range.
     """
@@ -124,6 +126,11 @@ class GenerationOptions(Validated):
         bool,
         Option("Filter out jitter over time"),
     ] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sigmas, list):
+            object.__setattr__(self, "sigmas", tuple(self.sigmas))
+        super().__post_init__()
 
     def resolved(self, constants: Constants, default_speed: SpeedName = EXACT_SPEED) -> GenerationOptions:
         """The same options, with the bundle's defaults for those that are None.

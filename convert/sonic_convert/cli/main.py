@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # it imports PyTorch
     from sonic_convert.synth.checkpoint_writer import Dtype
 
 ASSETS = Path(sonic_convert.__file__).with_name("assets")
+#: What PyTorch's published pipeline has no equivalent of: both sides of a comparison use its sampler.
+UNPUBLISHED = ("speed", "sigmas")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +60,7 @@ def synth(out: Path, size: Literal["small", "published"], seed: int, dtype: Dtyp
 @main.command()
 @click.argument("checkpoint", type=PATH)
 @OUTPUT
-@with_options(ClipArguments, "clip", but=("speed", "sigmas", "image_guidance", "audio_guidance"))
+@with_options(ClipArguments, "clip", but=UNPUBLISHED)
 @threads_option
 @VARIANT
 def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptions, variant: Variant) -> None:
@@ -94,7 +96,7 @@ def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptio
 @click.option("--image", type=PATH, default=ASSETS / "portrait.png", help="Portrait [the demo's].")
 @click.option("--audio", type=PATH, default=ASSETS / "speech.wav", help="Speech [the demo's].")
 @click.option("--noise", type=PATH, help="Initial noise, .npy float32 (frames, 4, H/8, W/8).")
-@with_options(GenerationOptions, "options", but=("lip_sync_correction", "smooth_motion"))
+@with_options(GenerationOptions, "options", but=(*UNPUBLISHED, "lip_sync_correction", "smooth_motion"))
 @click.option("--json", "report_path", type=PATH, help="Write the numbers to this file.")
 @click.option("--picture", type=PATH, help="Write the worst frame, side by side, to this PNG.")
 @click.option(

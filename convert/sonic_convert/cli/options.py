@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from sonic.bundle.presets import EXACT_SPEED
 from sonic.cli.options import PATH, with_options
 from sonic.options import GenerationOptions
 from sonic_calibration.ranges.statistics import METHODS
@@ -110,7 +111,12 @@ _Option = Callable[[Callable[..., None]], Callable[..., None]]
 _CLIPS: tuple[_Option, ...] = (
     click.option("--examples", type=PATH, default=BUILT_IN,
                  help="Folder of portraits and speech [the built-in ones]."),
-    with_options(GenerationOptions, "clip", only=("duration", "min_resolution", "inference_steps")),
+    with_options(
+        GenerationOptions,
+        "clip",
+        only=("duration", "min_resolution", "speed", "inference_steps"),
+        defaults={"speed": EXACT_SPEED},  # whatever the bundle's, so that bundles are compared alike
+    ),
 )  # fmt: skip
 _RECORDING: tuple[_Option, ...] = (
     click.option("--calls", type=int, default=8, show_default=True,

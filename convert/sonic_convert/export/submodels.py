@@ -173,7 +173,7 @@ def _decoder_programs(constants: Constants, height: int, width: int) -> list[Siz
 
 
 def _unet_programs(constants: Constants, height: int, width: int) -> list[Sizes]:
-    # A call for every guidance branch of a window.
+    # A call for every guidance branch of a window. Older bundles' golden vectors are a batch, which is split.
     sides = _latent_sides(constants, height, width)
     window = constants.sampler.window_frames
     return [unet_sizes(1, window, *sides)]

@@ -107,13 +107,14 @@ def measure_parity(
     Args:
         checkpoint_path: what the bundle was made from.
         bundle_path: the bundle.
-        image, audio, options, noise: the clip; lip-sync correction and smoothing are left off.
+        image, audio, options, noise: the clip; lip-sync correction and smoothing are left off, and it is
+            denoised with the published sampler, whatever the bundle's default preset.
         progress: shows the stages.
         picture: where to write the worst frame: bundle, PyTorch and their difference side by side.
         variant: which weights files of the checkpoint to read.
     """
     progress = progress or NoProgress()
-    options = replace(options, lip_sync_correction=False, smooth_motion=False)
+    options = replace(options, lip_sync_correction=False, smooth_motion=False, speed=None, sigmas=None)
     checkpoint = Checkpoint.open(checkpoint_path, variant)
     model = load_model(bundle_path)
     recorder = Recorder(_CALLS_PER_SUBMODEL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from sonic.diffusion.noise import check_noise, draw_noise
+from sonic.diffusion.steps import Guidance
 from sonic.generation import load_speech
 from sonic.media.audio import Sound, mono_samples
 from sonic.media.face import Face, detect_faces
@@ -114,7 +115,8 @@ class TorchReference:
 
         Args:
             image, audio: as for :meth:`sonic.SonicModel.generate`.
-            options: `lip_sync_correction` and `smooth_motion` are not part of the published pipeline.
+            options: `lip_sync_correction`, `smooth_motion`, `speed` and `sigmas` are not part of the
+                published pipeline, and are left out.
             noise: (frames, 4, h, w) float32; drawn from the seed as the runtime does by default.
             progress: shows the stages.
             detector: finds the face in place of the checkpoint's own. A mask's edges are whole pixels, so
@@ -122,7 +124,7 @@ class TorchReference:
                 results, give both sides the same detector.
         """
         progress = progress or NoProgress()
-        options = options.resolved(self.constants)
+        options = replace(options, speed=None, sigmas=None).resolved(self.constants)
         portrait = self.portrait(image, options, detector)
         sound = load_speech(audio, options)
         with progress.stage("torch: portrait", 2) as advance:
@@ -227,8 +229,9 @@ class TorchReference:
         frames = len(noise)
         first = scheduler.timesteps[:1]
         latents = scheduler.add_noise(reference * sampler.initial_latent_scale, noise, first)
-        image_guidance = torch.linspace(*sampler.image_guidance, options.inference_steps)
-        audio_guidance = torch.linspace(*sampler.audio_guidance, options.inference_steps)
+        guidance = Guidance.of(sampler, options.image_guidance, options.audio_guidance)
+        image_guidance = torch.linspace(*guidance.image, options.inference_steps)
+        audio_guidance = torch.linspace(*guidance.audio, options.inference_steps)
         scales = torch.tensor([options.dynamic_scale, options.dynamic_scale * options.motion_scale])
         scaled_buckets = buckets * scales
         window = sampler.window_frames

@@ -2,7 +2,7 @@
 
     presets = manifest.speeds
     presets.default                             # "exact", until the bundle is tuned
-    presets.presets["fast"].evaluations         # 12 instead of 75
+    presets.presets["fast"].evaluations         # 18 in a bundle that was not tuned; "exact" has 75
 
 "exact" is the published sampler, and no entry of its own. The others are found by `sonic-convert tune`; a
 bundle that was not tuned has those of `UNTUNED`.
@@ -26,6 +26,7 @@ ALL_BRANCHES = tuple(range(GUIDANCE_BRANCHES))
 #: The sets of branches that a step may evaluate: the last branch always, and those that a difference needs.
 BRANCH_SETS = ((2,), (1, 2), ALL_BRANCHES)
 
+_MINIMUM_PSNR_DB = "golden_clip_minimum_psnr_db"
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -122,7 +123,8 @@ class SpeedPresets:
     Attributes:
         default: the preset of clips for which none is chosen.
         presets: by name; "exact" is not among them.
-        tuning: what `sonic-convert tune` measured; empty in a bundle that was not tuned.
+        tuning: what `sonic-convert tune` measured; empty in a bundle that was not tuned. Where it holds
+            "golden_clip_minimum_psnr_db", an object of dB by preset, `sonic verify --speed` checks them.
     """
 
     __pydantic_config__ = TOLERANT
@@ -135,12 +137,27 @@ class SpeedPresets:
         """Check that every preset is there.
 
         Raises:
-            ValueError: one is missing, or "exact" is among them.
+            ValueError: one is missing, "exact" is among them, or a bound of the tuning is no number.
         """
         if set(self.presets) != set(SPEED_NAMES) - {EXACT_SPEED}:
             raise ValueError(
                 f"'presets' should hold {', '.join(SPEED_NAMES[1:])}, but holds {', '.join(self.presets)}"
             )
+        bounds = self.tuning.get(_MINIMUM_PSNR_DB, {})
+        if not isinstance(bounds, dict) or not all(
+            isinstance(bound, int | float) for bound in bounds.values()
+        ):
+            raise ValueError(f"'{_MINIMUM_PSNR_DB}' should hold numbers (dB) by preset, but is {bounds!r}")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the presets were found for this bundle."""
+        return bool(self.tuning)
+
+    def golden_clip_minimum_psnr_db(self, speed: SpeedName) -> float | None:
+        """The lowest PSNR of the golden clip against "exact" that passes; None if the tuning states none."""
+        minimum = self.tuning.get(_MINIMUM_PSNR_DB, {}).get(speed)
+        return None if minimum is None else float(minimum)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``manifest.json``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,9 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sonic.bundle.manifest import Manifest, TensorInfo
+from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES
 from sonic.bundle.store import find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
+from sonic.diffusion.steps import StepSettings
+from sonic.options import GenerationOptions
+from sonic.plan import denoising_steps
 
 
 @click.command()
@@ -24,7 +29,7 @@ def info(bundle: str) -> None:
 
 
 def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
-    """Print a bundle's submodels, constants, sources and measured parity."""
+    """Print a bundle's submodels, speed presets, constants, sources and measured parity."""
     facts = Table(title=f"bundle {manifest.name}", show_header=False)
     facts.add_row("directory", str(directory))
     facts.add_row("engine", manifest.engine)
@@ -58,6 +63,8 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
     if manifest.quantization:
         print_quantization(manifest, console)
 
+    console.print(speeds_table(manifest))
+
     constants = Table(title="constants")
     for column in ("part", "name", "value"):
         constants.add_column(column, no_wrap=column != "value")
@@ -87,6 +94,33 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
         for name, value in video.items():
             measured.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
         console.print(measured)
+
+
+def speeds_table(manifest: Manifest) -> Table:
+    """The speed presets, "exact" first: noise levels, guidance branches at each, evaluations of the UNet."""
+    speeds = manifest.speeds
+    table = Table(title=f"speed presets ({'tuned for this bundle' if speeds.tuned else 'not tuned'})")
+    for column in ("speed", "steps", "evaluations a window", "noise levels", "branches"):
+        right = column in ("steps", "evaluations a window")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column == "speed")
+    for name in SPEED_NAMES:
+        steps = denoising_steps(manifest, GenerationOptions(speed=name))
+        table.add_row(
+            name + (" (default)" if name == speeds.default else ""),
+            str(len(steps)),
+            str(sum(len(step.branches) for step in steps)),
+            _levels(steps),
+            ", ".join(str(len(step.branches)) for step in steps) if name != EXACT_SPEED else "all",
+        )
+    if not speeds.tuned:
+        table.caption = "'sonic-convert tune' finds presets for this bundle"
+    return table
+
+
+def _levels(steps: Sequence[StepSettings]) -> str:
+    """The noise levels of some steps; of many, the first and the last ones."""
+    levels = [f"{step.sigma:.4g}" for step in steps]
+    return ", ".join(levels if len(levels) <= 10 else [*levels[:3], "...", *levels[-2:]])
 
 
 def print_quantization(manifest: Manifest, console: Console) -> None:

@@ -80,8 +80,9 @@ def steps_table(planned: ClipPlan, name: str) -> Table:
 
 def _reused(step: DenoisingStep) -> str:
     """The multiples of earlier differences that a step uses."""
-    image = 0 not in step.branches and step.image_reuse
-    audio = 1 not in step.branches and step.audio_reuse
+    # A scale of 1 needs no difference.
+    image = 0 not in step.branches and step.image_scale != 1 and step.image_reuse
+    audio = 1 not in step.branches and step.audio_scale != 1 and step.audio_reuse
     parts = [f"{name} {multiple:.2f}" for name, multiple in (("image", image), ("audio", audio)) if multiple]
     return ", ".join(parts)
 

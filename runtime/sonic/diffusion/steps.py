@@ -81,7 +81,7 @@ def steps_at_levels(
     sigmas: Sequence[float], constants: SamplerConstants, guidance: Guidance | None = None
 ) -> tuple[StepSettings, ...]:
     """Steps at explicit, decreasing noise levels, with all branches."""
-    return preset_steps(SpeedPreset(tuple(StepRule(sigma) for sigma in sigmas)), constants, guidance)
+    return preset_steps(SpeedPreset(tuple(StepRule(float(sigma)) for sigma in sigmas)), constants, guidance)
 
 
 def preset_steps(

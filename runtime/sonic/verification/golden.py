@@ -1,8 +1,7 @@
 """Golden vectors: what PyTorch computed, in small files in a bundle.
 
 Both kinds of files are NumPy archives (.npz), compressed with LZMA: its large dictionary exploits that the
-UNet's windows repeat frames, and that two of its three branches get the same tokens of silence. The same
-arrays give the same bytes.
+windows of a clip shorter than a window repeat its frames. The same arrays give the same bytes.
 """
 
 from __future__ import annotations

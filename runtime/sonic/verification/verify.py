@@ -7,7 +7,8 @@ A bundle contains, for every submodel, inputs from a real clip with PyTorch's ou
 short clip with the frames that PyTorch generates (:mod:`sonic.verification.golden`). A server can thus accept
 a bundle without PyTorch: each submodel has to stay within its tolerance, the clip has to reach its PSNR, and
 every value has to be finite. The tolerances are in the manifest; `sonic_convert.parity.golden` says where
-they come from.
+they come from. All of this is about the published sampler, whatever the bundle's default speed preset: how
+close a preset comes to it is a measurement of its own, on demand.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle.manifest import GoldenClip, VerificationInfo
+from sonic.bundle.manifest import GoldenClip, Manifest, VerificationInfo
+from sonic.bundle.presets import EXACT_SPEED, SpeedName
 from sonic.bundle.store import Bundle
 from sonic.engines.base import Engine
 from sonic.errors import BundleError
 from sonic.generation import ClipRequest
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
+from sonic.plan import denoising_steps
 from sonic.progress import NoProgress, Progress
 from sonic.verification.compare import compare, psnr_db
 from sonic.verification.golden import ExpectedClip, GoldenVectors
@@ -82,8 +85,42 @@ class ClipVerification:
 
 
 @dataclass(frozen=True)
+class PresetVerification:
+    """How close a speed preset comes to the published sampler, both on this machine, in the golden clip.
+
+    The published sampler takes the bundle's number of steps here, not the few of the golden clip itself:
+    that is what the preset stands for.
+
+    Attributes:
+        speed: the preset's name.
+        evaluations, published_evaluations: how often the UNet is evaluated for a window.
+        psnr_db, worst_psnr_db: PSNR of all frames, and of the frame that is farthest off; None if a clip
+            could not be generated.
+        minimum_psnr_db: the lowest PSNR of all frames that passes; None if the bundle's tuning states none,
+            and the numbers are only reported.
+        problem: why a clip could not be generated, or None.
+    """
+
+    speed: SpeedName
+    evaluations: int
+    published_evaluations: int
+    psnr_db: float | None
+    worst_psnr_db: float | None
+    minimum_psnr_db: float | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the clips were generated and are as close as the tuning says, if it says anything."""
+        return self.psnr_db is not None and self.psnr_db >= (self.minimum_psnr_db or 0)
+
+
+@dataclass(frozen=True)
 class Verification:
-    """Everything that was compared; `frames`, `height`, `width` and `steps` are the clip's."""
+    """Everything that was compared; `frames`, `height`, `width` and `steps` are the clip's.
+
+    `preset` is None unless a preset was asked for.
+    """
 
     bundle: str
     engine: str
@@ -94,11 +131,13 @@ class Verification:
     height: int
     width: int
     steps: int
+    preset: PresetVerification | None = None
 
     @property
     def passed(self) -> bool:
         """Whether everything is within its tolerance."""
-        return self.clip.passed and all(submodel.passed for submodel in self.submodels)
+        preset = self.preset is None or self.preset.passed
+        return preset and self.clip.passed and all(submodel.passed for submodel in self.submodels)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file; numbers that are not finite become null."""
@@ -111,15 +150,19 @@ class Verification:
             "passed": self.passed,
             "submodels": submodels,
             "clip": asdict(self.clip) | {"passed": self.clip.passed},
+            "preset": None if self.preset is None else asdict(self.preset) | {"passed": self.preset.passed},
         }
 
 
-def verify_bundle(model: SonicModel, progress: Progress | None = None) -> Verification:
+def verify_bundle(
+    model: SonicModel, progress: Progress | None = None, speed: SpeedName | None = None
+) -> Verification:
     """Run every submodel on its golden inputs, with one in memory at a time, and generate the golden clip.
 
     Args:
         model: the loaded bundle; its threads and memory mode are used.
         progress: shows the stages.
+        speed: a preset to compare with the published sampler in addition; "exact" adds nothing.
 
     Raises:
         BundleError: the bundle has no golden vectors, or they cannot be read or do not fit its submodels.
@@ -156,7 +199,51 @@ def verify_bundle(model: SonicModel, progress: Progress | None = None) -> Verifi
         height=height,
         width=width,
         steps=info.clip.steps,
+        preset=None if speed in (None, EXACT_SPEED) else verify_preset(model, speed, progress),
     )
+
+
+def verify_preset(model: SonicModel, speed: SpeedName, progress: Progress) -> PresetVerification:
+    """Generate the golden clip with a speed preset and with the published sampler, and compare the two.
+
+    Args:
+        model: the loaded bundle.
+        speed: the preset.
+        progress: shows the stages.
+
+    Raises:
+        BundleError: the bundle has no golden clip, or it cannot be read.
+        InputError: the clip needs more memory than is free.
+    """
+    bundle = model.engine.bundle
+    manifest, clip = bundle.manifest, verification_info(bundle).clip
+    noise = ExpectedClip.load(bundle.directory / clip.expected.path).noise
+    psnr, worst, problem = None, None, None
+    try:
+        published = generate_clip(model, clip, noise, progress, EXACT_SPEED)
+        frames = generate_clip(model, clip, noise, progress, speed)
+    except BundleError as error:  # the UNet returned values that are not finite
+        problem = str(error)
+    else:
+        psnr = measure_clip(bundle, frames, published)
+        worst = min(
+            measure_clip(bundle, frame[None], expected[None])
+            for frame, expected in zip(frames, published, strict=True)
+        )
+    return PresetVerification(
+        speed,
+        _evaluations(manifest, speed),
+        _evaluations(manifest, EXACT_SPEED),
+        psnr,
+        worst,
+        manifest.speeds.golden_clip_minimum_psnr_db(speed),
+        problem,
+    )
+
+
+def _evaluations(manifest: Manifest, speed: SpeedName) -> int:
+    steps = denoising_steps(manifest, GenerationOptions(speed=speed))
+    return sum(len(step.branches) for step in steps)
 
 
 def verification_info(bundle: Bundle) -> VerificationInfo:
@@ -209,7 +296,13 @@ def measure_submodel(engine: Engine, name: str, vectors: GoldenVectors) -> tuple
     return worst
 
 
-def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progress: Progress) -> np.ndarray:
+def generate_clip(
+    model: SonicModel,
+    clip: GoldenClip,
+    noise: np.ndarray,
+    progress: Progress,
+    speed: SpeedName | None = None,
+) -> np.ndarray:
     """Generate the golden clip with the bundle; returns uint8 (frames, H, W, 3).
 
     Args:
@@ -223,7 +316,11 @@ def generate_clip(model: SonicModel, clip: GoldenClip, noise: np.ndarray, progre
         InputError: the clip needs more memory than is free.
     """
     directory = model.engine.bundle.directory
-    options = GenerationOptions(min_resolution=clip.resolution_pixels, inference_steps=clip.steps)
+    options = GenerationOptions(
+        min_resolution=clip.resolution_pixels,
+        speed=speed,
+        inference_steps=clip.steps if speed is None else None,
+    )
     request = ClipRequest(
         directory / clip.portrait.path,
         directory / clip.speech.path,
@@ -258,6 +355,7 @@ def _finite_or_none(value: Any) -> Any:
 
 __all__ = [
     "ClipVerification",
+    "PresetVerification",
     "SubmodelVerification",
     "Verification",
     "verify_bundle",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sonic.bundle.manifest import SUBMODEL_NAMES
+from sonic.bundle.constants import GUIDANCE_BRANCHES
+from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest
 from sonic.bundle.store import Bundle, open_bundle
-from sonic.diffusion.guidance import GUIDANCE_BRANCHES
 from sonic.engines.tvm import Program, Specialisation, choose
 from sonic.errors import InputError
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of
@@ -52,8 +52,8 @@ def test_shapes_of_a_picture_that_is_not_square(bundle: Bundle) -> None:
         return [shapes_of(submodels[name], sizes)[tensor] for sizes in plan]
 
     window = constants.sampler.window_frames
-    assert shapes("unet", "sample") == [(rows, window, 8, 16, 24) for rows in (GUIDANCE_BRANCHES, 1)]
-    assert shapes("unet", "mask_1") == [(1, 1, 8, 12)] * 2
+    assert shapes("unet", "sample") == [(1, window, 8, 16, 24)]
+    assert shapes("unet", "mask_1") == [(1, 1, 8, 12)]
     assert shapes("vae_encoder", "image") == [(1, 3, 128, 192)]
     assert shapes("frame_interpolator", "frame_1") == [(1, 3, 128, 192)]
     counts = range(1, constants.video.decode_chunk_frames + 1)
@@ -65,17 +65,37 @@ def test_a_clip_finds_its_programs(bundle: Bundle, name: str) -> None:
     """Every call of the golden clip has one."""
     manifest, entry = bundle.manifest, COMPILED[name]
     assert manifest.verification is not None
-    info, golden = manifest.submodels[name], manifest.verification.submodels[name]
+    golden, program = manifest.verification.submodels[name], program_of(manifest, name)
+    assert golden.call_shapes
+    for shapes in golden.call_shapes:
+        assert choose(program, shapes) is not None
+    assert bool(entry.independent_axis) == bool(program.row_axes)
+
+
+def test_golden_vectors_of_all_branches_are_split(bundle: Bundle) -> None:
+    """Those of older bundles hold a call of three branches in one batch; the program is for one."""
+    program = program_of(bundle.manifest, "unet")
+    (compiled,) = program.specialisations
+    rows = {tensor.name for tensor in bundle.manifest.submodels["unet"].inputs if "batch" in tensor.shape}
+    assert rows == set(program.row_axes) == {"sample", "added_time_ids", "image_embedding", "audio_tokens"}
+    batch = {
+        name: (GUIDANCE_BRANCHES, *shape[1:]) if name in rows else shape
+        for name, shape in compiled.shapes.items()
+    }
+    assert choose(program, batch) == (compiled, 1)
+    assert choose(program, compiled.shapes) == (compiled, None)
+
+
+def program_of(manifest: Manifest, name: str) -> Program:
+    """What a submodel would be compiled to, for the golden clip."""
+    assert manifest.verification is not None
+    entry, info = COMPILED[name], manifest.submodels[name]
     side = manifest.verification.clip.resolution_pixels
-    plan = entry.sizes(manifest.constants, side, side)
     axes = {
         tensor.name: tensor.shape.index(entry.independent_axis)
         for tensor in info.inputs
         if entry.independent_axis in tensor.shape
     }
+    plan = entry.sizes(manifest.constants, side, side)
     programs = tuple(Specialisation(str(sizes), shapes_of(info, sizes)) for sizes in plan)
-    program = Program(tuple(tensor.name for tensor in info.inputs), (), (), "", (), programs, axes)
-    assert golden.call_shapes
-    for shapes in golden.call_shapes:
-        assert choose(program, shapes) is not None
-    assert bool(entry.independent_axis) == bool(axes)
+    return Program(tuple(tensor.name for tensor in info.inputs), (), (), "", (), programs, axes)

@@ -57,10 +57,15 @@ def test_the_inputs_are_those_of_the_clip(small) -> None:
         assert all(np.isfinite(array).all() for array in vectors.inputs.values())
     shapes = {name: golden.call_shapes for name, golden in info.submodels.items()}
     window = bundle.manifest.constants.sampler.window_frames
-    assert [call["sample"] for call in shapes["unet"]] == [(3, window, 8, 16, 16)]
+    assert [call["sample"] for call in shapes["unet"]] == [(1, window, 8, 16, 16)]
     assert [call["audio_windows"][1] for call in shapes["audio2token"]] == [1, 3]  # silence, and speech
     vectors = GoldenVectors.load(bundle.directory / "golden/unet.npz")
     assert -1.4 < vectors.inputs["timestep"][0] < 1.6  # between the smallest and the largest noise
+    # The branch that is given the picture and the speech, which differs from frame to frame.
+    tokens = vectors.inputs["audio_tokens"][0]
+    assert np.ptp(tokens[: module.FRAMES], axis=0).max() > 1e-3
+    assert np.abs(vectors.inputs["sample"][0, :, 4:]).max() > 0
+    assert np.abs(vectors.inputs["image_embedding"]).max() > 0
     clip = ExpectedClip.load(bundle.directory / info.clip.expected.path)
     assert clip.noise.shape == (4, 4, 16, 16) and clip.frames.shape == (7, 128, 128, 3)
     assert clip.frames.std() > 1

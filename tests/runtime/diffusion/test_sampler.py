@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonic.bundle.constants import GUIDANCE_BRANCHES, SamplerConstants
+from sonic.bundle.constants import SamplerConstants
 from sonic.diffusion.conditioning import SlidingWindows
 from sonic.diffusion.decoding import hold_last, interpolate, quantize
 from sonic.diffusion.noise import draw_noise
 from sonic.diffusion.plan import plan_denoising, step_windows
 from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
 from sonic.diffusion.schedule import euler_step, input_scale, karras_sigmas, model_timestep
+from sonic.diffusion.steps import published_steps
 from sonic.errors import BundleError
 from sonic.storage.spool import ArraySpool
 
@@ -93,10 +94,9 @@ def sampler_of(
     frames: int,
     steps: int,
     constants: SamplerConstants = CONSTANTS,
-    branches_at_once: int = GUIDANCE_BRANCHES,
     spool_directory: Path | None = None,
 ) -> ClipSampler:
-    plan = plan_denoising(frames, steps, constants, branches_at_once)
+    plan = plan_denoising(frames, published_steps(steps, constants), constants)
     return ClipSampler(noise, condition(frames), plan, constants, spool_directory)
 
 
@@ -119,23 +119,24 @@ class BranchUNet(LinearUNet):
     """Answers with numbers that say which branch asked."""
 
     def __init__(self) -> None:
-        self.batches: list[int] = []
+        self.branches: list[int] = []
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: Any) -> dict[str, np.ndarray]:
-        self.batches.append(len(inputs["sample"]))
-        assert all(len(inputs[name]) == self.batches[-1] for name in ("audio_tokens", "added_time_ids"))
-        branch = np.array(tags["branches"], np.float32)[:, None, None, None, None]
-        return {"prediction": inputs["sample"][:, :, :4] * np.float32(0.1) * (1 + branch) ** 2}
+        (branch,) = tags["branches"]
+        self.branches.append(branch)
+        rows = ("sample", "image_embedding", "audio_tokens", "added_time_ids")
+        assert all(len(inputs[name]) == 1 for name in rows)
+        return {"prediction": inputs["sample"][:, :, :4] * np.float32(0.1) * np.float32(1 + branch) ** 2}
 
 
 @pytest.mark.parametrize(
-    "image,audio,branches", [(2.0, 7.5, 3), (1.0, 7.5, 2), (3.0, 3.0, 2), (1.0, 1.0, 1), (0.0, 0.0, 1)]
+    "image,audio,branches",
+    [(2.0, 7.5, [0, 1, 2]), (1.0, 7.5, [1, 2]), (3.0, 3.0, [0, 2]), (1.0, 1.0, [2]), (0.0, 0.0, [0])],
 )
-@pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_branches_without_weight_are_not_run(image: float, audio: float, branches: int, at_once: int) -> None:
+def test_branches_without_weight_are_not_run(image: float, audio: float, branches: list[int]) -> None:
     constants = replace(CONSTANTS, image_guidance=(image, image), audio_guidance=(audio, audio))
     noise, unet = draw_noise(0, 4, 4, 2, 2), BranchUNet()
-    sampler = sampler_of(noise, 4, 1, constants, at_once)
+    sampler = sampler_of(noise, 4, 1, constants)
     expected = 0.1 * (1 + image * (4 - 1) + audio * (9 - 4))
     sigmas = karras_sigmas(1, constants)
     initial = np.asarray(sampler.latents)
@@ -143,7 +144,7 @@ def test_branches_without_weight_are_not_run(image: float, audio: float, branche
     stepped = euler_step(initial, prediction, float(sigmas[0]), float(sigmas[1]))
     denoise_together([sampler], unet)
     np.testing.assert_allclose(sampler.latents, stepped, rtol=1e-4, atol=1e-3)
-    assert sum(unet.batches) == branches and max(unet.batches) == min(branches, at_once)
+    assert unet.branches == branches
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
@@ -155,16 +156,10 @@ def test_values_that_are_not_finite_are_refused() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 4)), min_size=1, max_size=4),
     st.integers(1, 3),
-    st.sampled_from([1, 3]),
 )
-def test_clips_together_are_each_as_alone(
-    clips: list[tuple[int, int]], calls_at_once: int, branches_at_once: int
-) -> None:
+def test_clips_together_are_each_as_alone(clips: list[tuple[int, int]], calls_at_once: int) -> None:
     noises = [draw_noise(index, frames, 4, 2, 2) for index, (frames, _) in enumerate(clips)]
-    samplers = [
-        sampler_of(noise, len(noise), steps, CONSTANTS, branches_at_once)
-        for noise, (_, steps) in zip(noises, clips, strict=True)
-    ]
+    samplers = [sampler_of(noise, len(noise), steps) for noise, (_, steps) in zip(noises, clips, strict=True)]
     advanced: list[None] = []
     expected_calls = sum(sampler.plan.window_count for sampler in samplers)
     denoise_together(samplers, LinearUNet(), calls_at_once, lambda: advanced.append(None))
