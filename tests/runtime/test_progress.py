@@ -49,6 +49,19 @@ def test_a_short_stage_is_one_line(lines: tuple[ConsoleProgress, io.StringIO]) -
     assert text.getvalue().splitlines() == ["a [red]path[/red].mp4: 3 in 0.0 s"]
 
 
+def test_what_an_earlier_run_did_is_counted_but_not_timed(lines: tuple[ConsoleProgress, io.StringIO]) -> None:
+    shown, text = lines
+    with shown.stage("denoising", 1000, 996) as advance:
+        for _ in range(4):
+            time.sleep(0.3)
+            advance()
+    written = text.getvalue().splitlines()
+    assert written[0] == "denoising: 996 of 1000 after 0 s"
+    left = next(line for line in written if line.startswith("denoising: 997 of 1000"))
+    assert left.endswith(("about 1 s left", "about 2 s left")), "not the speed of 997 steps"
+    assert written[-1].startswith("denoising: 4 of 1000 in ")
+
+
 def test_a_stage_that_fails_says_nothing_more(lines: tuple[ConsoleProgress, io.StringIO]) -> None:
     shown, text = lines
     with pytest.raises(RuntimeError), shown.stage("frames", 3):

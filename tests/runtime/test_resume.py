@@ -255,9 +255,8 @@ def test_another_bundle_is_named(impatient, tiny, clip, folder: Path) -> None:
 
 def test_what_changes_no_bytes_may_differ(impatient, tiny, clip, monkeypatch) -> None:
     cancelled(tiny, 4, **clip)
-    for run in (RunOptions(threads=3), RunOptions(memory="fast")):
-        notes, _ = cancelled(sonic.SonicModel(tiny.engine, run), 1, **clip)
-        assert len(notes) == 1 and "going on after step 1" in notes[0]
+    (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(threads=3)), 1, **clip)
+    assert "going on after step 1" in note
     (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(bfloat16=True)), 1, **clip)
     assert "another bfloat16 (false, now true): starting over" in note
     monkeypatch.setattr(resume, "_version", lambda name: f"{name} 99")
