@@ -350,7 +350,7 @@ class _Batch:
                 self._spool_directory,
                 self._run,
                 together,
-                checkpoint,
+                checkpoint=checkpoint,
             )
             resources = until_prepared.enter_context(ExitStack())
             resources.enter_context(generation)

@@ -164,12 +164,41 @@ def cancelled(model: sonic.SonicModel, calls: int, **clip: Any) -> tuple[list[st
     return [str(warning.message) for warning in caught], error.value
 
 
+def arguments_in(folder: Path) -> dict[str, Any]:
+    return {
+        "image": folder / "p.png", "audio": folder / "s.wav", "checkpoint": folder / "a.checkpoint",
+        "seed": 7, **QUICK,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def clip(folder: Path) -> dict[str, Any]:
-    """The arguments of a clip, with a checkpoint."""
-    return {
-        "image": folder / "p.png", "audio": folder / "s.wav", "checkpoint": folder / "a.checkpoint", **QUICK
-    }  # fmt: skip
+    """The arguments of a clip."""
+    return arguments_in(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped_after_a_step(
+    tiny: sonic.SonicModel, portrait: Path, short_wav: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with inputs, and the checkpoint of their clip after its first step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    shutil.copy(portrait, folder / "p.png")
+    shutil.copy(short_wav, folder / "s.wav")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "SLOW_SECONDS", 0.0)
+        notes, error = cancelled(tiny, 4, **arguments_in(folder))  # 3 calls a step
+    assert notes == [] and "goes on after step 1 of 3" in error.__notes__[0]
+    return folder
+
+
+@pytest.fixture
+def stopped(
+    stopped_after_a_step: Path, folder: Path, clip: dict[str, Any], impatient: None
+) -> dict[str, Any]:
+    """The arguments of a clip that was stopped after its first step."""
+    shutil.copy(stopped_after_a_step / "a.checkpoint", folder)
+    return clip
 
 
 def test_a_preset_that_reuses_differences_goes_on_with_them(impatient, tiny, clip, folder: Path) -> None:
@@ -235,61 +264,54 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_changed_argument_is_named(case: str, impatient, tiny, clip, folder: Path) -> None:
-    clip["seed"] = 7
-    cancelled(tiny, 4, **clip)
+def test_a_changed_argument_is_named(case: str, tiny, stopped, folder: Path) -> None:
     change, expected = CHANGES[case]
-    (note,), _ = cancelled(tiny, 1, **clip | change(folder, clip))
+    (note,), _ = cancelled(tiny, 1, **stopped | change(folder, stopped))
     assert note.startswith(f"the checkpoint {folder}/a.checkpoint was made with ") and expected in note
 
 
-def test_another_bundle_is_named(impatient, tiny, clip, folder: Path) -> None:
-    cancelled(tiny, 4, **clip)
+def test_another_bundle_is_named(tiny, stopped, folder: Path) -> None:
     bundle = shutil.copytree(tiny.engine.bundle.directory, folder / "sonic-other")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["constants"]["sampler"]["seed"] += 1
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"name": "sonic-other"}))
-    (note,), _ = cancelled(sonic.load_model(bundle), 1, **clip)
+    (note,), _ = cancelled(sonic.load_model(bundle), 1, **stopped)
     assert "another bundle (sonic-tiny, now sonic-other)" in note and note.endswith("starting over")
 
 
-def test_what_changes_no_bytes_may_differ(impatient, tiny, clip, monkeypatch) -> None:
-    cancelled(tiny, 4, **clip)
-    (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(threads=3)), 1, **clip)
+def test_what_changes_no_bytes_may_differ(tiny, stopped, monkeypatch) -> None:
+    (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(threads=3)), 1, **stopped)
     assert "going on after step 1" in note
-    (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(bfloat16=True)), 1, **clip)
+    (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(bfloat16=True)), 1, **stopped)
     assert "another bfloat16 (false, now true): starting over" in note
     monkeypatch.setattr(resume, "_version", lambda name: f"{name} 99")
-    (note,), _ = cancelled(tiny, 1, **clip)
+    (note,), _ = cancelled(tiny, 1, **stopped)
     assert "another version of onnxruntime (" in note and "starting over" in note
 
 
-def test_another_plan_is_noticed(impatient, tiny, clip, monkeypatch) -> None:
-    cancelled(tiny, 4, **clip)
+def test_another_plan_is_noticed(tiny, stopped, monkeypatch) -> None:
     to_json = resume.DenoisingPlan.to_json
     monkeypatch.setattr(resume.DenoisingPlan, "to_json", lambda plan: to_json(plan) | {"frames": 9})
-    (note,), _ = cancelled(tiny, 1, **clip)
+    (note,), _ = cancelled(tiny, 1, **stopped)
     assert "was made with another denoising plan: starting over" in note
 
 
-def test_a_clip_starts_over_when_it_is_told_to(impatient, tiny, clip, folder: Path) -> None:
-    cancelled(tiny, 4, **clip)
-    notes, error = cancelled(tiny, 1, **clip, resume=False)
+def test_a_clip_starts_over_when_it_is_told_to(tiny, stopped, folder: Path) -> None:
+    notes, error = cancelled(tiny, 1, **stopped, resume=False)
     assert notes == [] and not hasattr(error, "__notes__")
     assert not (folder / "a.checkpoint").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"a text", "truncated", "other arrays"])
-def test_a_damaged_checkpoint_starts_over(impatient, tiny, clip, content: bytes | str) -> None:
-    path: Path = clip["checkpoint"]
-    cancelled(tiny, 4, **clip)
+def test_a_damaged_checkpoint_starts_over(tiny, stopped, content: bytes | str) -> None:
+    path: Path = stopped["checkpoint"]
     if content == "other arrays":
         stored = read_checkpoint(path)
         assert stored is not None
         checkpoint_file.write_checkpoint(path, stored.identity, 1, {})
     else:
         path.write_bytes(path.read_bytes()[:-9] if isinstance(content, str) else content)
-    (note,), error = cancelled(tiny, 4, **clip)
+    (note,), error = cancelled(tiny, 4, **stopped)
     assert note.startswith(str(path)) and note.endswith(": starting over")
     stored = read_checkpoint(path)
     assert stored is not None and stored.step == 1 and "step 1 of 3" in error.__notes__[0]
