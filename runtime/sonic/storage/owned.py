@@ -4,8 +4,8 @@
         ...  # write to partial.path, and rename it
 
 Such a file is locked (`flock`) by its owner, and the system releases the lock however the owner ends. A file
-of this kind that nobody locks is therefore of a dead process, and :func:`remove_abandoned` removes it. On file
-systems without locks, nothing is removed.
+of this kind that nobody locks is therefore of a dead process, and :func:`remove_abandoned` removes it. On
+file systems without locks, nothing is removed.
 """
 
 from __future__ import annotations
