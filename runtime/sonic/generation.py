@@ -69,15 +69,15 @@ class ClipRequest:
     resume: bool = True
 
     @property
-    def inputs(self) -> dict[str, PathLike | np.ndarray]:
+    def sources(self) -> dict[str, PathLike | np.ndarray]:
         """What the clip is made from, by what it is: files, or an array in place of one."""
         named = {"image": self.image, "audio": self.audio, "noise": self.noise}
         return {name: source for name, source in named.items() if source is not None}
 
     @property
     def input_files(self) -> list[Path]:
-        """The files among :attr:`inputs`."""
-        return [Path(source) for source in self.inputs.values() if not isinstance(source, np.ndarray)]
+        """The files among :attr:`sources`."""
+        return [Path(source) for source in self.sources.values() if not isinstance(source, np.ndarray)]
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Generation:
         sampler = ClipSampler(noise, condition, plan.denoising, constants, directory, after_step)
         request, bundle = self._request, self._engine.bundle
         identity = ClipIdentity.of(
-            bundle, request.inputs, request.options, request.face_box, self._run, plan.denoising
+            bundle, request.sources, request.options, request.face_box, self._run, plan.denoising
         )
         self._checkpoint.restore(sampler, identity)
         return sampler

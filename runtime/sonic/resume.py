@@ -100,7 +100,7 @@ class ClipIdentity:
     def of(
         cls,
         bundle: Bundle,
-        inputs: Mapping[str, PathLike | np.ndarray],
+        sources: Mapping[str, PathLike | np.ndarray],
         options: GenerationOptions,
         face_box: tuple[float, float, float, float] | None,
         run: RunOptions,
@@ -110,7 +110,7 @@ class ClipIdentity:
 
         Args:
             bundle: runs it.
-            inputs: the files that the clip is made from, by what they are, or arrays in place of them.
+            sources: the files that the clip is made from, by what they are, or arrays in place of them.
             options: resolved with the bundle's constants.
             face_box: given in place of the detector's.
             run: how submodels run; only `bfloat16` changes what is computed.
@@ -124,7 +124,7 @@ class ClipIdentity:
         )
         values = {item.name: getattr(options, item.field) for item in definitions(GenerationOptions)}
         return cls(
-            {name: FileIdentity.of(source) for name, source in inputs.items()} | {"bundle": manifest},
+            {name: FileIdentity.of(source) for name, source in sources.items()} | {"bundle": manifest},
             values | {"face_box": face_box, "bfloat16": run.bfloat16},
             {name: _version(name) for name in _SOFTWARE},
             plan.to_json(),
