@@ -22,9 +22,8 @@ class PrintedProgress:
     """Prints every tenth of a stage; a service would store the numbers, a window would draw them."""
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
         """Enter a stage of `total` steps; what is yielded is called after each."""
-        done = 0
 
         def advance() -> None:
             nonlocal done

@@ -24,7 +24,7 @@ class OutputError(SonicError):
 
 
 class GenerationCancelled(SonicError):
-    """A generation that was cancelled through its `cancel` event; it left nothing behind."""
+    """A generation that was cancelled through its `cancel` event; it left nothing but its checkpoint."""
 
 
 class SonicWarning(UserWarning):

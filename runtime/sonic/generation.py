@@ -27,6 +27,7 @@ from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
 from sonic.engines.base import Engine
 from sonic.errors import InputError
 from sonic.media.audio import Sound, load_sound, mono_samples
+from sonic.media.checks import check_not_an_input
 from sonic.media.face import Face, detect_faces
 from sonic.media.lipsync import MouthMotionMeter, shift_sound, sound_offset_frames
 from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture, resize_mask
@@ -35,6 +36,7 @@ from sonic.memory import check_memory
 from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress
+from sonic.resume import ClipCheckpoint, ClipIdentity
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
 from sonic.storage.prefetch import run_ahead
@@ -53,6 +55,8 @@ class ClipRequest:
         noise: initial noise, a ``.npy`` file or array, float32 (frames, 4, H/8, W/8), in place of the seed's.
         dump: a folder for intermediate results, or None.
         face_box: x1, y1, x2, y2 in the portrait's pixels, in place of the detector's.
+        checkpoint: a file that keeps how far denoising is, or None; see :mod:`sonic.resume`.
+        resume: whether to go on with what that file holds.
     """
 
     image: PathLike
@@ -61,6 +65,19 @@ class ClipRequest:
     noise: PathLike | np.ndarray | None = None
     dump: PathLike | None = None
     face_box: tuple[float, float, float, float] | None = None
+    checkpoint: PathLike | None = None
+    resume: bool = True
+
+    @property
+    def sources(self) -> dict[str, PathLike | np.ndarray]:
+        """What the clip is made from, by what it is: files, or an array in place of one."""
+        named = {"image": self.image, "audio": self.audio, "noise": self.noise}
+        return {name: source for name, source in named.items() if source is not None}
+
+    @property
+    def input_files(self) -> list[Path]:
+        """The files among :attr:`sources`."""
+        return [Path(source) for source in self.sources.values() if not isinstance(source, np.ndarray)]
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,7 @@ class Generation:
             folder by default.
         run: how the submodels run.
         together: the number of clips that are denoised at the same time, including this one.
+        checkpoint: keeps the steps that are done, and may have some to go on with.
     """
 
     def __init__(
@@ -177,12 +195,14 @@ class Generation:
         spool_directory: Path | None = None,
         run: RunOptions = BALANCED,
         together: int = 1,
+        checkpoint: ClipCheckpoint | None = None,
     ) -> None:
         self._engine, self._run, self._together = engine, run, together
         self._constants = engine.bundle.manifest.constants
         self._request = request
         self._progress = progress
         self._spool_directory = spool_directory
+        self._checkpoint = checkpoint
         self._stack = ExitStack()
 
     def __enter__(self) -> Generation:
@@ -205,6 +225,8 @@ class Generation:
             BundleError: the bundle cannot be run.
         """
         request, options = self._request, self._request.options
+        if request.checkpoint is not None:
+            check_not_an_input(Path(request.checkpoint), request.input_files)
         picture = load_portrait(request.image)
         sound = load_speech(request.audio, options)
         dump = None if request.dump is None else self._stack.enter_context(DumpWriter(request.dump))
@@ -213,12 +235,26 @@ class Generation:
         plan = self._make_plan(portrait, sound, samples)
         noise = self._initial_noise(plan)
         conditioning, condition = self._condition(portrait, samples)
-        sampler = ClipSampler(
-            noise, condition, plan.denoising, self._constants.sampler, self._spool_directory
-        )
+        sampler = self._make_sampler(noise, condition, plan)
         return PreparedClip(
             request, plan, portrait, sound, conditioning, sampler, self._engine, dump, self._spool_directory
         )
+
+    def _make_sampler(
+        self, noise: Iterable[np.ndarray], condition: ClipCondition, plan: ClipPlan
+    ) -> ClipSampler:
+        """The clip's sampler, taken to where its checkpoint left it."""
+        constants, directory = self._constants.sampler, self._spool_directory
+        if self._checkpoint is None or self._checkpoint.path is None:
+            return ClipSampler(noise, condition, plan.denoising, constants, directory)
+        after_step = self._checkpoint.after_step
+        sampler = ClipSampler(noise, condition, plan.denoising, constants, directory, after_step)
+        request, bundle = self._request, self._engine.bundle
+        identity = ClipIdentity.of(
+            bundle, request.sources, request.options, request.face_box, self._run, plan.denoising
+        )
+        self._checkpoint.restore(sampler, identity)
+        return sampler
 
     def _make_plan(self, portrait: Portrait, sound: Sound, samples: np.ndarray) -> ClipPlan:
         manifest, audio = self._engine.bundle.manifest, self._constants.audio
@@ -312,9 +348,13 @@ def denoise_clips(
         BundleError: the UNet cannot be loaded, or returned values that are not finite.
         OutputError: the latents cannot be stored.
     """
-    total = sum(clip.plan.denoising.window_count for clip in clips)
-    with engine.open("unet") as unet, progress.stage("denoising", total) as advance:
-        denoise_together([clip.sampler for clip in clips], unet, calls_at_once, advance)
+    samplers = [clip.sampler for clip in clips]
+    if all(sampler.finished for sampler in samplers):  # restored: the UNet is not needed
+        return
+    total = sum(sampler.plan.window_count for sampler in samplers)
+    done = sum(sampler.plan.windows_until(sampler.step) for sampler in samplers)
+    with engine.open("unet") as unet, progress.stage("denoising", total, done) as advance:
+        denoise_together(samplers, unet, calls_at_once, advance)
 
 
 def load_speech(path: PathLike, options: GenerationOptions) -> Sound:

@@ -32,6 +32,7 @@ from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clip
 from sonic.media.video import Video, VideoStream
 from sonic.options import BALANCED, GenerationOptions, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
+from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
 
 
@@ -79,6 +80,11 @@ class ClipArguments(GenerationOptions):
         Option("Initial noise, a .npy file or array, float32 (frames, 4, H/8, W/8)", default="the seed's"),
     ] = None
     dump: Annotated[PathLike | None, Option("Folder for intermediate results (.npy)", default="none")] = None
+    resume: Annotated[
+        bool,
+        Option("Go on where an earlier run with the same arguments was stopped"),
+    ] = True
+    checkpoint: PathLike | None = None
     progress: Progress | None = None
     observer: Observer | None = None
     cancel: threading.Event | None = None
@@ -92,16 +98,33 @@ class ClipArguments(GenerationOptions):
     def request(self, manifest: Manifest) -> ClipRequest:
         """What to generate, with the bundle's defaults for options that were not given."""
         options = narrowed(self, GenerationOptions).resolved(manifest.constants, manifest.speeds.default)
-        return ClipRequest(self.image, self.audio, options, self.noise, self.dump)
+        return ClipRequest(
+            self.image,
+            self.audio,
+            options,
+            self.noise,
+            self.dump,
+            checkpoint=self.checkpoint,
+            resume=self.resume,
+        )
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """The result for one clip of :meth:`SonicModel.generate_many`: a video, or the error instead of one."""
+    """The result for one clip of :meth:`SonicModel.generate_many`: a video, or the error instead of one.
+
+    Attributes:
+        index: the clip's place in `clips`.
+        video: the video, or None.
+        error: why there is none, or None.
+        checkpoint: of a video whose clip has one: still there, until its `remove()` is called; a context
+            manager, at whose end others may generate the clip.
+    """
 
     index: int
     video: Video | None
     error: SonicError | None
+    checkpoint: ClipCheckpoint | None = None
 
 
 class SonicModel:
@@ -136,10 +159,15 @@ class SonicModel:
 
         Args:
             (options)
+            checkpoint: a file that denoising writes every few seconds, in which a call that is stopped by
+                whatever leaves how far it came: another one with the same arguments, of any process, goes on
+                there and returns the same bytes. The file is removed when the video is there. Where an input,
+                an option or the bundle changed, or the file is damaged, a warning says so, and the clip
+                starts over; see :mod:`sonic.resume`.
             progress: shows the stages; bars on a terminal by default.
             observer: called with the inputs and outputs of every submodel call.
             cancel: once it is set, from any thread, the generation ends within one call of the UNet and
-                leaves nothing behind.
+                leaves nothing behind but its checkpoint.
             spool_directory: folder of the temporary files that hold large results; the system's temporary
                 folder by default.
 
@@ -153,7 +181,7 @@ class SonicModel:
 
         Raises:
             InputError: an input or option cannot be used.
-            OutputError: the dump or the spool cannot be written.
+            OutputError: the dump or the spool cannot be written, or another process uses the checkpoint.
             BundleError: the bundle cannot be run.
             GenerationCancelled: `cancel` was set.
         """
@@ -214,10 +242,14 @@ class SonicModel:
         engine = WatchedEngine(self.engine, observer, cancel)
         # Observers may rely on seeing one call after another.
         calls_at_once = self.run.calls_at_once if observer is None else 1
-        with Generation(engine, request, progress, spool_directory, self.run) as generation:
-            clip = generation.prepare()
-            denoise_clips(engine, [clip], progress, calls_at_once)
-            yield clip
+        with ClipCheckpoint(request.checkpoint, request.resume) as checkpoint:
+            with Generation(
+                engine, request, progress, spool_directory, self.run, checkpoint=checkpoint
+            ) as generation:
+                clip = generation.prepare()
+                denoise_clips(engine, [clip], progress, calls_at_once)
+                yield clip
+            checkpoint.remove()
 
     def generate_many(
         self,
@@ -234,7 +266,7 @@ class SonicModel:
         decoded. A clip that cannot be generated does not stop the others.
 
         Args:
-            clips: the arguments of :meth:`generate` for each clip, by name, from `image` to `dump`.
+            clips: the arguments of :meth:`generate` for each clip, by name, from `image` to `checkpoint`.
             together: how many clips are denoised together; their latents are in memory.
             progress: shows the stages of preparing and denoising.
             spool_directory: as for :meth:`generate`.
@@ -242,7 +274,8 @@ class SonicModel:
                 :class:`sonic.errors.GenerationCancelled` as its error.
 
         Yields:
-            A result for every clip, in the order of `clips`.
+            A result for every clip, in the order of `clips`. Where a clip has a checkpoint, that stays
+            until the result's is removed, so that the video can be saved first.
 
         Raises:
             InputError: `together` is not a positive number.
@@ -255,7 +288,7 @@ class SonicModel:
             progress or NoProgress(),
             None if spool_directory is None else Path(spool_directory),
         )
-        waiting: list[Future[Video]] = []
+        waiting: list[Future[tuple[Video, ClipCheckpoint]]] = []
         first, numbered = 0, iter(clips)
         with ThreadPoolExecutor(self.run.calls_at_once) as renderer:
             while group := list(islice(numbered, together)):
@@ -268,10 +301,11 @@ class SonicModel:
 
 @dataclass(frozen=True)
 class _DenoisedClip:
-    """A denoised clip that waits to be decoded, and the resources to close afterwards."""
+    """A denoised clip that waits to be decoded, the resources to close afterwards, and its checkpoint."""
 
     clip: PreparedClip
     resources: ExitStack
+    checkpoint: ClipCheckpoint
 
 
 class _Batch:
@@ -307,15 +341,22 @@ class _Batch:
         self, arguments: ClipArguments | Mapping[str, Any], together: int, group: ExitStack
     ) -> _DenoisedClip:
         request = clip_arguments(arguments).request(self._engine.bundle.manifest)
-        generation = Generation(
-            self._shared, request, self._progress, self._spool_directory, self._run, together
-        )
-        with ExitStack() as resources:
+        with ExitStack() as until_prepared:
+            checkpoint = until_prepared.enter_context(ClipCheckpoint(request.checkpoint, request.resume))
+            generation = Generation(
+                self._shared,
+                request,
+                self._progress,
+                self._spool_directory,
+                self._run,
+                together,
+                checkpoint=checkpoint,
+            )
+            resources = until_prepared.enter_context(ExitStack())
             resources.enter_context(generation)
             clip = generation.prepare()
-            kept = resources.pop_all()
-        group.push(kept)
-        return _DenoisedClip(clip, kept)
+            group.push(until_prepared.pop_all())
+        return _DenoisedClip(clip, resources, checkpoint)
 
 
 def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArguments:
@@ -326,7 +367,7 @@ def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArgument
     """
     if isinstance(arguments, ClipArguments):
         return arguments
-    known = [definition.field for definition in definitions(ClipArguments)]
+    known = [*(definition.field for definition in definitions(ClipArguments)), "checkpoint"]
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise InputError(f"'{unknown[0]}' is no option of a clip; it should be one of {', '.join(known)}")
@@ -336,19 +377,26 @@ def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArgument
     return ClipArguments(**arguments)
 
 
-def _render(clip: _DenoisedClip | SonicError) -> Video:
+def _render(clip: _DenoisedClip | SonicError) -> tuple[Video, ClipCheckpoint]:
     if isinstance(clip, SonicError):
         raise clip
-    with clip.resources:
-        return clip.clip.render(NoProgress())  # a terminal shows one bar at a time: that of denoising
+    try:
+        with clip.resources:
+            # A terminal shows one bar at a time: that of denoising.
+            return clip.clip.render(NoProgress()), clip.checkpoint
+    except BaseException:
+        clip.checkpoint.close()
+        raise
 
 
-def _results(first: int, futures: list[Future[Video]]) -> Iterator[ClipResult]:
+def _results(first: int, futures: list[Future[tuple[Video, ClipCheckpoint]]]) -> Iterator[ClipResult]:
     for index, future in enumerate(futures, first):
         try:
-            yield ClipResult(index, future.result(), None)
+            video, checkpoint = future.result()
         except SonicError as error:
             yield ClipResult(index, None, error)
+        else:
+            yield ClipResult(index, video, None, checkpoint)
 
 
 __all__ = ["ClipArguments", "ClipResult", "SonicModel", "load_model"]

@@ -28,15 +28,18 @@ _LINES_EVERY_SECONDS = 30.0
 class Progress(Protocol):
     """Follows the stages of one job."""
 
-    def stage(self, name: str, total: int) -> AbstractContextManager[Advance]:
-        """Enter a stage of `total` steps; the context manager yields a function to call after each step."""
+    def stage(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        """Enter a stage of `total` steps; the context manager yields a function to call after each step.
+
+        `done` of the steps were done before, by a run that was stopped.
+        """
 
 
 class NoProgress:
     """Shows nothing."""
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Enter a stage of `total` steps."""
         yield lambda: None
 
@@ -48,13 +51,14 @@ class ConsoleProgress:
         self.console = console or Console(stderr=True, markup=False, highlight=False, emoji=False)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
-        """Enter a stage of `total` steps."""
-        with self._bar(name, total) if self.console.is_terminal else self._lines(name, total) as advance:
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Enter a stage of `total` steps, `done` of them by an earlier run."""
+        shown = self._bar if self.console.is_terminal else self._lines
+        with shown(name, total, done) as advance:
             yield advance
 
     @contextmanager
-    def _bar(self, name: str, total: int) -> Iterator[Advance]:
+    def _bar(self, name: str, total: int, done: int) -> Iterator[Advance]:
         with RichBars(
             TextColumn("{task.description:<24}", markup=False),
             BarColumn(),
@@ -64,12 +68,12 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             console=self.console,
         ) as bars:
-            task = bars.add_task(name, total=total)
+            task = bars.add_task(name, total=total, completed=done)
             yield lambda: bars.advance(task)
 
     @contextmanager
-    def _lines(self, name: str, total: int) -> Iterator[Advance]:
-        started, done, finished = time.monotonic(), 0, threading.Event()
+    def _lines(self, name: str, total: int, done: int) -> Iterator[Advance]:
+        started, before, finished = time.monotonic(), done, threading.Event()
 
         def advance() -> None:
             nonlocal done
@@ -80,7 +84,8 @@ class ConsoleProgress:
             wait = _FIRST_LINE_SECONDS
             while not finished.wait(wait):
                 seconds = time.monotonic() - started
-                left = f", about {_duration(seconds / done * (total - done))} left" if done else ""
+                here = done - before  # what an earlier run did says nothing about the speed of this one
+                left = f", about {_duration(seconds / here * (total - done))} left" if here else ""
                 self._print(f"{name}: {done} of {total} after {_duration(seconds)}{left}")
                 wait = min(3 * wait, _LINES_EVERY_SECONDS)
 
@@ -91,7 +96,8 @@ class ConsoleProgress:
         finally:
             finished.set()
             reporter.join()
-        self._print(f"{name}: {total} in {time.monotonic() - started:.1f} s")
+        counted = f"{total - before} of {total}" if before else f"{total}"
+        self._print(f"{name}: {counted} in {time.monotonic() - started:.1f} s")
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)

@@ -49,6 +49,20 @@ def test_a_short_stage_is_one_line(lines: tuple[ConsoleProgress, io.StringIO]) -
     assert text.getvalue().splitlines() == ["a [red]path[/red].mp4: 3 in 0.0 s"]
 
 
+def test_what_an_earlier_run_did_is_counted_but_not_timed(lines: tuple[ConsoleProgress, io.StringIO]) -> None:
+    shown, text = lines
+    with shown.stage("denoising", 2000, 1000) as advance:
+        for _ in range(4):
+            time.sleep(0.3)
+            advance()
+    written = text.getvalue().splitlines()
+    assert written[0].startswith("denoising: 1000 of 2000 after 0 s") and "left" not in written[0]
+    left = [line for line in written[1:-1] if "left" in line]
+    # At 0.3 s a step, 5 minutes; at the speed of 1000 steps in the same time, a second.
+    assert left and all(line.endswith("min left") for line in left), left
+    assert written[-1].startswith("denoising: 1000 of 2000 in ")
+
+
 def test_a_stage_that_fails_says_nothing_more(lines: tuple[ConsoleProgress, io.StringIO]) -> None:
     shown, text = lines
     with pytest.raises(RuntimeError), shown.stage("frames", 3):

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, load_for_command, run_options
+from sonic.cli.options import PATH, load_for_command, resume_option, run_options
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
 
@@ -24,14 +24,15 @@ from sonic.progress import ConsoleProgress
     help="How many clips are denoised together.",
 )
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
+@resume_option
 @run_options
-def batch(jobs: Path, bundle: str, together: int, report: Path | None, run: RunOptions) -> None:
+def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: bool, run: RunOptions) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
     A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
     'sonic generate', for example {"image": "a.png", "audio": "a.wav", "output": "a.mp4", "seed": 7}.
     A job that fails does not stop the others (the exit code is then 1); a run that was stopped resumes
-    with the jobs that are not done.
+    with the jobs that are not done, each at the last step in its checkpoint.
     """
     with user_errors():
         from sonic.jobs.job import read_jobs
@@ -46,6 +47,7 @@ def batch(jobs: Path, bundle: str, together: int, report: Path | None, run: RunO
             together,
             ConsoleProgress(),
             lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
+            resume,
         )
         failed = sum(ended.status == "failed" for ended in reports)
         click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")

@@ -26,7 +26,8 @@ def user_errors() -> Iterator[None]:
     """Print an error that the user can fix as one sentence (exit code 2), and warnings as notes.
 
     Ctrl-C, SIGTERM and SIGHUP unwind the stack, so that whatever is half-written is removed, and end with
-    the exit code that shells expect (130, 143, 129).
+    the exit code that shells expect (130, 143, 129). What was noted on an exception, such as how to go on, is
+    printed after it.
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -39,19 +40,34 @@ def user_errors() -> Iterator[None]:
             yield
         except SonicError as error:
             click.echo(f"error: {error}", err=True)
+            _print_notes(error)
             sys.exit(2)
         except OSError as error:  # such as a full disk or an unreadable folder
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"error: {where}{error.strerror or error}", err=True)
+            _print_notes(error)
             sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
+        except KeyboardInterrupt as interrupt:
+            click.echo("interrupted; no output was written", err=True)
+            _print_notes(interrupt)
             sys.exit(_INTERRUPTED_EXIT_CODE)
+        except _Terminated as terminated:
+            _print_notes(terminated)
+            raise
+
+
+class _Terminated(SystemExit):
+    """The end of a process that was told to end by a signal."""
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in dict.fromkeys(getattr(error, "__notes__", ())):
+        click.echo(f"note: {note}", err=True)
 
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    """Make signals that end a process raise `SystemExit` in the main thread.
+    """Make signals that end a process raise `_Terminated` in the main thread.
 
     A signal that is ignored, as under `nohup`, stays ignored.
     """
@@ -59,8 +75,8 @@ def _signals_unwind() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         for other in _TERMINATING:  # a second signal must not interrupt the clean-up
             signal.signal(other, signal.SIG_IGN)
-        click.echo(f"stopped by {signal.Signals(number).name}; nothing was written", err=True)
-        raise SystemExit(128 + number)
+        click.echo(f"stopped by {signal.Signals(number).name}; no output was written", err=True)
+        raise _Terminated(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield

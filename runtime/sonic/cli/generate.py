@@ -15,6 +15,8 @@ from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
+from sonic.resume import checkpoint_path
+from sonic.storage.owned import remove_abandoned
 
 OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write (.mp4).")
 
@@ -31,7 +33,7 @@ def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) ->
 
 
 def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> str:
-    """Generate a video into a file.
+    """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
 
     Returns:
         A line that says where the video is, and its duration and size.
@@ -44,7 +46,13 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
     check_output_path(output)
     model = load_for_command(bundle, run)
     rate = model.constants.video.h264_constant_rate_factor
-    arguments = replace(clip, progress=ConsoleProgress(), spool_directory=output.parent)
+    remove_abandoned(output.absolute().parent)
+    arguments = replace(
+        clip,
+        progress=ConsoleProgress(),
+        spool_directory=output.parent,
+        checkpoint=checkpoint_path(output),
+    )
     with model.stream_clip(arguments) as video:
         save_video(video, output, constant_rate_factor=rate)
     frames, height, width, _ = video.shape

@@ -135,6 +135,12 @@ def clip_options(command: Command) -> Command:
     return with_options(ClipArguments, "clip")(command)
 
 
+def resume_option(command: Command) -> Command:
+    """`--no-resume` alone, as the parameter `resume`."""
+    (definition,) = (one for one in definitions(ClipArguments) if one.field == "resume")
+    return _option(definition, definition.default)(command)
+
+
 def size_options(command: Command) -> Command:
     """The options that decide what a clip costs, as the parameter `options`."""
     return with_options(

@@ -102,7 +102,11 @@ class DenoisingPlan:
     @property
     def window_count(self) -> int:
         """The number of windows in all steps, which is the unit of progress."""
-        return sum(len(step.windows) for step in self.steps)
+        return self.windows_until(len(self.steps))
+
+    def windows_until(self, step: int) -> int:
+        """The number of windows in the first `step` steps."""
+        return sum(len(one.windows) for one in self.steps[:step])
 
     @property
     def call_count(self) -> int:

@@ -96,6 +96,7 @@ class ClipSampler:
         constants: the bundle's, for the sampler.
         spool_directory: folder of the temporary files that hold the latents of long clips; the system's
             temporary folder by default.
+        after_step: called with the sampler after every step.
 
     Attributes:
         plan: the steps to execute.
@@ -112,9 +113,11 @@ class ClipSampler:
         plan: DenoisingPlan,
         constants: SamplerConstants,
         spool_directory: Path | None = None,
+        after_step: Callable[[ClipSampler], None] = lambda sampler: None,
     ) -> None:
         self.plan, self.step = plan, 0
         self._condition, self._constants = condition, constants
+        self._after_step = after_step
         shape = condition.reference_latent.shape
         self._latents = FrameMeans(shape, spool_directory)
         #: The differences between branches that later steps reuse, (frames, 4, h, w) float32.
@@ -141,6 +144,14 @@ class ClipSampler:
             "audio_differences": self._audio_differences,
         }
         return {name: means.rows for name, means in named.items() if means is not None}
+
+    def restore(self, step: int, state: Mapping[str, Iterable[np.ndarray]]) -> None:
+        """Go on as after `step` steps, with the rows that :attr:`state` had then."""
+        for name, rows in state.items():
+            kept = self.state[name]
+            for index, row in enumerate(rows):
+                kept[np.array([index])] = row[None]
+        self.step = step
 
     @property
     def finished(self) -> bool:
@@ -199,6 +210,7 @@ class ClipSampler:
             if means is not None:
                 means.finish_step(self.current.windows)
         self.step += 1
+        self._after_step(self)
 
     @property
     def _kept(self) -> tuple[FrameMeans | None, FrameMeans | None]:

@@ -27,7 +27,7 @@ _PATHS = ("image", "audio", "output")
 JOB_OPTIONS = {
     definition.name: definition
     for definition in definitions(ClipArguments)
-    if definition.field not in (*_PATHS, "dump")
+    if definition.field not in (*_PATHS, "dump", "resume")
 }
 
 

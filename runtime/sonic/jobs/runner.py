@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -23,6 +24,8 @@ from sonic.jobs.journal import JobReport, append_to_journal, read_journal
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
 from sonic.progress import Progress
+from sonic.resume import ClipCheckpoint, checkpoint_path
+from sonic.storage.owned import remove_abandoned
 
 Report = Callable[[Job, JobReport], None]
 
@@ -34,10 +37,12 @@ def run_batch(
     together: int = 4,
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
+    resume: bool = True,
 ) -> list[JobReport]:
     """Run every job that is not done; a job that fails does not stop the others.
 
-    While some clips are denoised, the previous ones are decoded, and those before them are encoded.
+    While some clips are denoised, the previous ones are decoded, and those before them are encoded. Each clip
+    has a checkpoint beside its output, and what killed runs left there is removed.
 
     Args:
         model: the loaded bundle.
@@ -46,6 +51,8 @@ def run_batch(
         together: how many clips are denoised together.
         progress: shows the stages.
         on_report: called with each job and its report, including jobs that were done before.
+        resume: whether jobs that are done are left out, and those that were stopped go on; if not, all start
+            over.
 
     Returns:
         The reports, in the order of the jobs.
@@ -54,11 +61,16 @@ def run_batch(
         OutputError: the journal cannot be written.
     """
     batch = _Batch(model, journal, on_report)
-    open_jobs = batch.open_jobs(jobs)
+    open_jobs = batch.open_jobs(jobs, resume)
+    for folder in {job.output.absolute().parent for job in jobs}:
+        remove_abandoned(folder)
     encoding: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as encoder:
         results = model.generate_many(
-            [job.arguments for job, _ in open_jobs],
+            [
+                replace(job.arguments, checkpoint=checkpoint_path(job.output), resume=resume)
+                for job, _ in open_jobs
+            ],
             together=together,
             progress=progress,
             spool_directory=journal.absolute().parent,
@@ -69,7 +81,8 @@ def run_batch(
                 assert result.error is not None
                 batch.fail(job, result.error, fingerprint)
                 continue
-            encoding.append(encoder.submit(batch.encode, job, fingerprint, result.video))
+            assert result.checkpoint is not None
+            encoding.append(encoder.submit(batch.encode, job, fingerprint, result.video, result.checkpoint))
             while len(encoding) > together:  # the frames of waiting videos are on disk; limits how many
                 encoding.popleft().result()
         for future in encoding:
@@ -88,9 +101,12 @@ class _Batch:
         self._ending = Lock()
         self.reports: dict[int, JobReport] = {}
 
-    def open_jobs(self, jobs: list[Job]) -> list[tuple[Job, str]]:
-        """Return the jobs that are not done, each with its fingerprint, and report the others."""
-        known = read_journal(self._journal)
+    def open_jobs(self, jobs: list[Job], resume: bool) -> list[tuple[Job, str]]:
+        """Return the jobs that are not done, each with its fingerprint, and report the others.
+
+        Without `resume`, all are open.
+        """
+        known = read_journal(self._journal) if resume else {}
         found: list[tuple[Job, str]] = []
         for job in jobs:
             try:
@@ -105,18 +121,20 @@ class _Batch:
                 found.append((job, fingerprint))
         return found
 
-    def encode(self, job: Job, fingerprint: str, video: Video) -> None:
+    def encode(self, job: Job, fingerprint: str, video: Video, checkpoint: ClipCheckpoint) -> None:
         """Write a job's video, and report the job."""
-        try:
-            save_video(video, job.output, constant_rate_factor=self._quality)
-        except SonicError as error:
-            self.fail(job, error, fingerprint)
-            return
-        size, digest = job.output.stat().st_size, sha256_of(job.output)
-        report = JobReport(
-            _output_key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
-        )
-        self._end(job, report)
+        with checkpoint:
+            try:
+                save_video(video, job.output, constant_rate_factor=self._quality)
+            except SonicError as error:
+                self.fail(job, error, fingerprint)
+                return
+            size, digest = job.output.stat().st_size, sha256_of(job.output)
+            report = JobReport(
+                _output_key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
+            )
+            self._end(job, report)
+            checkpoint.remove()
 
     def fail(self, job: Job, error: SonicError, fingerprint: str) -> None:
         """Report a job that failed."""

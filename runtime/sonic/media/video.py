@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
 from sonic.media.audio import Sound
-from sonic.storage.files import partial_name, reason_of, replacing
+from sonic.storage.files import reason_of, replacing_file
+from sonic.storage.owned import OwnedFile, owned_name, remove_abandoned
 from sonic.storage.spool import ArraySpool
 
 # x264's decisions depend on its number of threads, so that is fixed: otherwise the bytes would depend
@@ -168,9 +169,10 @@ def save_video(
         raise InputError("a Video has its own frame rate; leave out frame_rate_hz")
     sound = video.sound if sound is None else sound
     _check_input(video, path, constant_rate_factor, sound)
+    check_output_path(path)
+    remove_abandoned(path.absolute().parent)
     # The partial file's path is absolute, so that FFmpeg does not take a name for a URL ("concat:a.mp4").
-    with replacing(path, "the video") as partial:
-        _create(partial, path)
+    with replacing_file(path, "the video") as partial:
         try:
             _encode(video, partial, constant_rate_factor, sound, progress)
         except av.FFmpegError as error:  # not all of them are OSErrors
@@ -188,9 +190,12 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     _check_suffix(path)
-    probe = partial_name(path)
-    _create(probe, path)
-    probe.unlink()
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: this is not a file; choose another name for the video")
+    try:
+        OwnedFile(owned_name(path)).close()
+    except OSError as error:
+        raise OutputError(f"{path}: the folder should exist and be writable ({reason_of(error)})") from error
 
 
 def _check_suffix(path: Path) -> None:
@@ -222,16 +227,6 @@ def _check_input(
             f"a video's sound should be int16 samples of shape (n, 1) or (n, 2), but is "
             f"{sound.samples.dtype} of shape {sound.samples.shape} at {sound.sample_rate_hz} Hz"
         )
-
-
-def _create(partial: Path, path: Path) -> None:
-    """Create an empty file beside `path`, with the permissions of any new file."""
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: this is not a file; choose another name for the video")
-    try:
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise OutputError(f"{path}: the folder should exist and be writable ({reason_of(error)})") from error
 
 
 def _encode(

@@ -12,7 +12,8 @@ from typing import IO
 import numpy as np
 
 from sonic.errors import OutputError
-from sonic.storage.files import replacing
+from sonic.storage.files import replacing_file
+from sonic.storage.owned import remove_abandoned
 from sonic.storage.spool import ArraySpool
 
 
@@ -34,6 +35,7 @@ class DumpWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK):
                 raise PermissionError("it is not writable")
+            remove_abandoned(self.directory)
         except OSError as error:
             raise OutputError(
                 f"cannot write the dump to {directory} ({error.strerror or error}); "
@@ -58,7 +60,7 @@ class DumpWriter:
 
     def open_rows(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> RowWriter:
         """Return a writer of `shape[0]` rows, to be used in a ``with`` block."""
-        partial = self._partial.enter_context(replacing(self.directory / f"{name}.npy"))
+        partial = self._partial.enter_context(replacing_file(self.directory / f"{name}.npy"))
         return RowWriter(partial, shape, np.dtype(dtype))
 
     def __enter__(self) -> DumpWriter:

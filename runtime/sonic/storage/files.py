@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sonic.errors import OutputError
+from sonic.storage.owned import OwnedFile, owned_name
 
 
 @contextmanager
@@ -32,9 +33,33 @@ def replacing(path: Path, what: str = "") -> Iterator[Path]:
     Raises:
         OutputError: the file or folder cannot be written there.
     """
+    with _in_a_sentence(path, what), whole_or_nothing(path) as partial:
+        yield partial
+
+
+@contextmanager
+def replacing_file(path: Path, what: str = "") -> Iterator[Path]:
+    """As :func:`replacing`, for large files: the temporary file is there from the start, empty.
+
+    If the process is killed, :func:`sonic.storage.owned.remove_abandoned` can tell that nobody needs the
+    temporary file any more.
+
+    Args:
+        path: the file to replace.
+        what: a name for it in the error, such as "the video".
+
+    Raises:
+        OutputError: the file cannot be written there.
+    """
+    with _in_a_sentence(path, what), OwnedFile(owned_name(path)) as partial:
+        yield partial.path
+        os.replace(partial.path, path)
+
+
+@contextmanager
+def _in_a_sentence(path: Path, what: str) -> Iterator[None]:
     try:
-        with whole_or_nothing(path) as partial:
-            yield partial
+        yield
     except OSError as error:
         if what:
             sentence = f"{path}: {what} cannot be written ({reason_of(error)})"

@@ -45,8 +45,10 @@ def test_signals_leave_nothing_behind(command: list[str], tmp_path: Path, number
         process.send_signal(number)
         assert process.wait(60) == 128 + number
     text = log.read_text()
-    assert "of 900 after" in text and "nothing was written" in text and "Traceback" not in text
-    assert list((tmp_path / "out").iterdir()) == []
+    assert "of 900 after" in text and "no output was written" in text and "Traceback" not in text
+    # On a slow machine the clip has a checkpoint by now, which is kept, and said.
+    kept = [path.name for path in (tmp_path / "out").iterdir()]
+    assert kept == [".video.mp4.checkpoint"] * ("it goes on after step" in text)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(command: list[str], tmp_path: Path) -> None:
