@@ -165,6 +165,7 @@ def _work_bundle(
         assets={"mel_filters": file_info(work / _MEL_FILTERS, work)},
         constants=checkpoint.constants,
         parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
+        speeds=checkpoint.speeds,
     )
     return Bundle(work, manifest)
 

@@ -28,7 +28,7 @@ from sonic.plan import denoising_steps
 from sonic.progress import ConsoleProgress
 from sonic.storage.files import replacing, write_json
 from sonic_calibration.recording.examples import Example, generate_example
-from sonic_convert.cli.tune import read_presets
+from sonic_convert.checkpoint.config import read_speeds
 from sonic_convert.tuning.budget import Measures
 from sonic_convert.tuning.judging import ExactClip, judge_plan, speech_of, stored_video, with_presets
 from sonic_training.evaluation import held_out_clips
@@ -177,7 +177,7 @@ def main(
     with user_errors():
         model = load_model(bundle)
         if presets is not None:
-            model = with_presets(model, read_presets(presets))
+            model = with_presets(model, read_speeds(presets))
         options = GenerationOptions(image_guidance=image_guidance, audio_guidance=audio_guidance)
         judged_by = model if reference is None else load_model(reference)
         found = evaluate_presets(model, judged_by, speeds or PRESETS, options, clips, out, ConsoleProgress())

@@ -10,14 +10,24 @@ from typing import Any
 import torch
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.presets import SpeedPresets
 from sonic_convert.checkpoint.config import (
     override_constants,
     own_text,
     read_configs,
     read_constants,
     read_json,
+    read_speeds,
 )
-from sonic_convert.checkpoint.layout import CONFIGS, OWN_CONFIG, WEIGHTS, Variant, check_files, find_weights
+from sonic_convert.checkpoint.layout import (
+    CONFIGS,
+    OWN_CONFIG,
+    SPEEDS,
+    WEIGHTS,
+    Variant,
+    check_files,
+    find_weights,
+)
 from sonic_convert.checkpoint.tensor_files import read_tensors
 
 COMPONENTS = (
@@ -55,6 +65,8 @@ class Checkpoint:
             file says otherwise.
         constants: the runtime's constants: its defaults with the values of the configurations above and
             the overrides of `Sonic/config.json`.
+        speeds: the presets of `Sonic/speeds.json`, a file of 'sonic-convert tune --save'; without it, those
+            for checkpoints that were not tuned.
         license, name: those of `Sonic/config.json`; by default the official weights' license and "sonic".
     """
 
@@ -65,6 +77,7 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     audio_encoder_config: dict[str, Any]
     constants: Constants
+    speeds: SpeedPresets
     license: str
     name: str
     _files: dict[str, list[Path]] = field(repr=False)
@@ -108,6 +121,7 @@ class Checkpoint:
             scheduler_config=configs["scheduler"],
             audio_encoder_config=configs["audio_encoder"],
             constants=constants,
+            speeds=read_speeds(path / SPEEDS),
             license=own_text(own, "license", DEFAULT_LICENSE, own_path),
             name=own_text(own, "name", "sonic", own_path),
             _files=files,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.presets import UNTUNED, SpeedPresets
 from sonic.errors import BundleError, InputError
+from sonic.records import read_record
 from sonic_convert.checkpoint.layout import CONFIGS
 
 _REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
@@ -165,6 +167,21 @@ def read_constants(configs: dict[str, dict[str, Any]], root: Path) -> Constants:
             latent_stride_pixels=2 ** (len(blocks) - 1),
         ),
     )
+
+
+def read_speeds(path: Path) -> SpeedPresets:
+    """The presets of a file that 'sonic-convert tune --save' wrote; without it, those for any checkpoint.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return UNTUNED
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the presets cannot be read ({error})") from error
+    return read_record(SpeedPresets, text, str(path), InputError, "write it with 'sonic-convert tune --save'")
 
 
 def override_constants(constants: Constants, own: dict[str, Any], path: Path) -> Constants:

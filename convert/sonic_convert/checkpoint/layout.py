@@ -68,6 +68,7 @@ CONFIGS = {
     "scheduler": f"{_VIDEO_MODEL}/scheduler/scheduler_config.json",
     "audio_encoder": "whisper-tiny/config.json",
 }
+SPEEDS = "Sonic/speeds.json"  # presets of its own, optional
 OWN_CONFIG = "Sonic/config.json"
 
 

@@ -15,10 +15,10 @@ from sonic.cli.tables import console
 from sonic.errors import InputError
 from sonic.options import GenerationOptions, RunOptions
 from sonic.progress import ConsoleProgress
-from sonic.records import read_record
 from sonic.storage.files import write_json
 from sonic_calibration.recording.examples import BUILT_IN, read_examples
 from sonic_convert.bundle_writer import write_manifest
+from sonic_convert.checkpoint.config import read_speeds
 
 
 @click.command()
@@ -69,7 +69,9 @@ def tune(
     with user_errors():
         found = find_bundle(bundle)
         if given is not None:
-            _write_presets(open_bundle(found), read_presets(given))
+            if not given.is_file():
+                raise InputError(f"{given} does not exist; give a file of 'sonic-convert tune --save'")
+            _write_presets(open_bundle(found), read_speeds(given))
             click.echo(f"{found}: presets of {given}")
             return
         if save is None and (clip.image_guidance is not None or clip.audio_guidance is not None):
@@ -98,21 +100,6 @@ def tune(
         else:
             _write_presets(model.engine.bundle, tuning.speeds)
             click.echo(f"presets: {found}")
-
-
-def read_presets(path: Path) -> SpeedPresets:
-    """Read the presets that ``--save`` wrote.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the presets cannot be read ({error})") from error
-    return read_record(
-        SpeedPresets, text, str(path), InputError, "give a file of 'sonic-convert tune --save'"
-    )
 
 
 def _write_presets(bundle: Bundle, speeds: SpeedPresets) -> None:

@@ -204,7 +204,7 @@ def test_command_writes_presets_and_report(bundle: Path, tmp_path: Path) -> None
         (["--audio-guidance", "7.5"], "--save"),
         (["--budget", "fast:lips=1"], "lips=1"),
         (["--examples", "{tmp}"], "holds no portrait"),
-        (["--presets", "{tmp}/none.json"], "none.json: the presets cannot be read"),
+        (["--presets", "{tmp}/none.json"], "none.json does not exist"),
         (["--image-guidance", "2", "--audio-guidance", "2", "--save", "{tmp}/x.json"], "scales that differ"),
     ],
 )
