@@ -25,10 +25,10 @@ from sonic.memory import peak_memory
 from sonic.options import AUTOMATIC, RunOptions
 from sonic.plan import ClipPlan
 
-#: The serial share of a call, by submodel: measured with sonic-tiny on one and two threads, see
-#: docs/guides/memory-and-threads.md. The published size's is smaller (0.06 to 0.09 in its UNet), which
-#: changes the choice only where both are about as fast.
-SERIAL_SHARES = {"unet": 0.1, "vae_decoder": 0.1, "frame_interpolator": 0.1}
+#: The serial share of a call, by submodel: 2 T(2) / T(1) - 1 from the times of sonic-tiny's calls on one and
+#: two threads, in float32; in int8 it is 0.46, 0.49 and 0.54. Larger networks have less (0.06 to 0.09 in the
+#: published size's UNet, from its times on 2 and 16 threads), which leaves the choice as it is, but for ties.
+SERIAL_SHARES = {"unet": 0.30, "vae_decoder": 0.25, "frame_interpolator": 0.52}
 #: Calls beside the first one leave this share of the free memory alone.
 _SPARE_MEMORY = 0.1
 #: With so many windows, some of the next step only need results of the first windows of this one.
