@@ -134,16 +134,19 @@ def choose_execution(
         in_batch: whether earlier clips are decoded while these are denoised.
     """
     resources = resources or resources_at_hand()
-    rounds = {name: found for name, found in _rounds(plans).items() if name in SERIAL_SHARES}
-    reason = f"{resources.cores} core{'' if resources.cores == 1 else 's'}"
+    rounds = independent_calls(plans)
+    calls = max(one.calls for one in rounds["unet"])
+    reason = (
+        f"{resources.cores} core{'' if resources.cores == 1 else 's'}, "
+        f"{calls} call{'' if calls == 1 else 's'} of the UNet in a step"
+    )
     if run.memory == "auto":
-        fastest_counts = {
-            name: fastest(found, SERIAL_SHARES[name], resources, run).calls_at_once
-            for name, found in rounds.items()
-        }
-        counts = _within_memory(manifest, plans, fastest_counts, resources.free_bytes, in_batch)
-        if counts != fastest_counts:
-            reason += f" and {resources.free_bytes / 1e9:.2f} GB of free memory"
+        most = dict.fromkeys(rounds, _most_calls(run, resources.cores))
+        counts = _fastest_counts(rounds, most, resources, run)
+        within = _within_memory(manifest, plans, counts, resources.free_bytes, in_batch)
+        if within != counts:
+            counts = _fastest_counts(rounds, within, resources, run)
+            reason += f", {resources.free_bytes / 1e9:.2f} GB of memory free"
     else:
         counts = dict.fromkeys(rounds, _most_calls(run, resources.cores))
         reason += f", memory mode {run.memory}"
@@ -164,20 +167,17 @@ def _most_calls(run: RunOptions, cores: int) -> int:
     return {"auto": limit, "low": 1, "balanced": min(GUIDANCE_BRANCHES, limit), "fast": limit}[run.memory]
 
 
-def fastest(
-    rounds: Sequence[Round], serial_share: float, resources: Resources, run: RunOptions = AUTOMATIC
-) -> Parallelism:
-    """What takes the least time by the model; of several, that with the fewest calls at once.
-
-    Args:
-        rounds: the calls; each round waits for the one before.
-        serial_share: of a call's time on one thread.
-        resources: what the process may use.
-        run: the most calls at once, and the threads of a call.
-    """
-    most = min(max(one.calls for one in rounds), _most_calls(run, resources.cores))
-    possible = [resources.shared_by(count, run.threads) for count in range(1, most + 1)]
-    return min(possible, key=lambda one: modelled_time(rounds, one, serial_share, resources.call_cores))
+def _fastest_counts(
+    rounds: Mapping[str, Sequence[Round]], most: Mapping[str, int], resources: Resources, run: RunOptions
+) -> dict[str, int]:
+    """The calls at once that take the least time by the model, by submodel; of several, the fewest."""
+    counts = {}
+    for name, found in rounds.items():
+        largest = min(max(one.calls for one in found), most[name])
+        possible = [resources.shared_by(count, run.threads) for count in range(1, largest + 1)]
+        times = [modelled_time(found, one, SERIAL_SHARES[name], resources.call_cores) for one in possible]
+        counts[name] = possible[times.index(min(times))].calls_at_once
+    return counts
 
 
 def modelled_time(
@@ -210,8 +210,8 @@ def modelled_time(
     return total
 
 
-def _rounds(plans: Sequence[ClipPlan]) -> dict[str, list[Round]]:
-    """The rounds of every submodel with independent calls."""
+def independent_calls(plans: Sequence[ClipPlan]) -> dict[str, list[Round]]:
+    """The rounds of every submodel whose calls may run at the same time."""
     longest = max(len(plan.denoising.steps) for plan in plans)
     rounds: dict[str, list[Round]] = {"unet": []}
     for index in range(longest):
@@ -222,7 +222,7 @@ def _rounds(plans: Sequence[ClipPlan]) -> dict[str, list[Round]]:
     for plan in plans:
         counts: Counter[str] = Counter()
         for calls in plan.submodel_calls:
-            if calls.submodel != "unet" and calls.independent > 1:
+            if calls.submodel != "unet" and calls.submodel in SERIAL_SHARES:
                 counts[calls.submodel] += calls.count
         for name, count in counts.items():
             rounds.setdefault(name, []).append(Round(count))
@@ -237,10 +237,12 @@ def _within_memory(
     def needed(calls_at_once: Mapping[str, int]) -> float:
         return max(peak_memory(manifest, plan, calls_at_once, len(plans), in_batch)[1] for plan in plans)
 
-    while needed(counts) > free * (1 - _SPARE_MEMORY):
-        fewer = [counts | {name: count - 1} for name, count in counts.items() if count > 1]
-        best = min(fewer, key=needed, default=counts)
-        if needed(best) >= needed(counts):  # others are at the peak
-            return counts
-        counts = best
+    counts = dict(counts)
+    while (most := needed(counts)) > free * (1 - _SPARE_MEMORY):
+        at_the_peak = [
+            name for name, count in counts.items() if count > 1 and needed(counts | {name: 1}) < most
+        ]
+        if not at_the_peak:
+            break
+        counts[max(at_the_peak, key=lambda name: counts[name])] -= 1
     return counts
