@@ -29,8 +29,9 @@ from sonic.plan import ClipPlan
 #: two threads, in float32; in int8 it is 0.46, 0.49 and 0.54. Larger networks have less (0.06 to 0.09 in the
 #: published size's UNet, from its times on 2 and 16 threads), which leaves the choice as it is, but for ties.
 SERIAL_SHARES = {"unet": 0.30, "vae_decoder": 0.25, "frame_interpolator": 0.52}
-#: Calls beside the first one leave this share of the free memory alone.
-_SPARE_MEMORY = 0.1
+#: Calls beside the first one leave this share of the free memory to others: two processes that start at the
+#: same time see the same memory.
+_SPARE_MEMORY = 0.5
 #: With so many windows, some of the next step only need results of the first windows of this one.
 _OVERLAPPING_WINDOWS = 3
 

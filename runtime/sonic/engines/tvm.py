@@ -295,14 +295,14 @@ def load_libraries(bridge: Path) -> None:
         ) from error
 
 
-def set_threads(threads: int, limit: int) -> None:
+def set_threads(threads: int, limit: int | None = None) -> None:
     """Set how many threads TVM's loops and the Arm Compute Library use in this process.
 
     Args:
         threads: of a call.
-        limit: the most that will be set in this process.
+        limit: the most that will be set in this process; by default, as many.
     """
-    os.environ.setdefault("TVM_NUM_THREADS", str(limit))
+    os.environ.setdefault("TVM_NUM_THREADS", str(limit or threads))
     function("runtime.config_threadpool")(1, threads)
     function("sonic.acl.set_threads")(threads)
 

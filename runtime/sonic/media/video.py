@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import OutputContainer
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
@@ -260,7 +260,7 @@ def _encode(
         for index, pixels in enumerate(video):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = reformatter.reformat(
-                picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+                picture, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             picture.pts, picture.time_base = index, 1 / frame_rate
             container.mux(stream.encode(picture))
