@@ -11,6 +11,7 @@ Several clips can be denoised together; everything else is done clip by clip.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from sonic.diffusion.noise import check_noise, draw_frames, load_noise
 from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
 from sonic.engines.base import Engine
 from sonic.errors import InputError
+from sonic.execution import Execution, choose_execution
 from sonic.media.audio import Sound, load_sound, mono_samples
 from sonic.media.checks import check_not_an_input
 from sonic.media.face import Face, detect_faces
@@ -33,9 +35,9 @@ from sonic.media.lipsync import MouthMotionMeter, shift_sound, sound_offset_fram
 from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture, resize_mask
 from sonic.media.video import Video, VideoStream
 from sonic.memory import check_memory
-from sonic.options import BALANCED, GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
-from sonic.progress import Progress
+from sonic.progress import Progress, announce
 from sonic.resume import ClipCheckpoint, ClipIdentity
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
@@ -87,6 +89,7 @@ class PreparedClip:
     Attributes:
         request: what to generate.
         plan: what is computed.
+        execution: how many calls run at the same time.
         portrait: the prepared picture.
         sound: the part of the recording that is used.
         conditioning: audio tokens and motion buckets of every frame.
@@ -98,6 +101,7 @@ class PreparedClip:
 
     request: ClipRequest
     plan: ClipPlan
+    execution: Execution
     portrait: Portrait
     sound: Sound
     conditioning: AudioConditioning
@@ -152,16 +156,23 @@ class PreparedClip:
         if self.dump is not None:
             _dump_conditioning(self.dump, self.conditioning, latents)
         with ExitStack() as stack:
-            decoder = stack.enter_context(self.engine.open("vae_decoder"))
-            interpolator = stack.enter_context(self.engine.open("frame_interpolator"))
+            decoder, interpolator = (
+                stack.enter_context(self.engine.open(name, self.execution.of(name)))
+                for name in ("vae_decoder", "frame_interpolator")
+            )
             advance = stack.enter_context(progress.stage("frames", shown))
-            pictures = decoding.decode(latents, decoder, constants)
+            counts = self.execution.calls_at_once
+            # One pool for both: while few chunks are left to decode, frames are interpolated.
+            pool = ThreadPoolExecutor(max(counts.values(), default=1))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            pictures = decoding.decode(latents, decoder, constants, pool, counts.get("vae_decoder", 1))
             if self.dump is not None:
                 dumped = (len(latents), self.portrait.height, self.portrait.width, 3)
                 append = stack.enter_context(self.dump.open_rows("frames", dumped, np.uint8))
                 pictures = _with_copies(pictures, append)
             if constants.interpolation_factor == 2:
-                pictures = decoding.interpolate(pictures, interpolator)
+                at_once = counts.get("frame_interpolator", 1)
+                pictures = decoding.interpolate(pictures, interpolator, pool, at_once)
             # Inference runs in a thread of its own while frames are smoothed, converted and used here.
             ahead = run_ahead(pictures, _FRAMES_AHEAD)
             stack.callback(ahead.close)
@@ -185,6 +196,8 @@ class Generation:
         run: how the submodels run.
         together: the number of clips that are denoised at the same time, including this one.
         checkpoint: keeps the steps that are done, and may have some to go on with.
+        in_batch: whether earlier clips are decoded while this one is denoised.
+        one_by_one: whether there is one call of a submodel at a time, for an observer.
     """
 
     def __init__(
@@ -193,11 +206,14 @@ class Generation:
         request: ClipRequest,
         progress: Progress,
         spool_directory: Path | None = None,
-        run: RunOptions = BALANCED,
+        run: RunOptions = AUTOMATIC,
         together: int = 1,
         checkpoint: ClipCheckpoint | None = None,
+        in_batch: bool = False,
+        one_by_one: bool = False,
     ) -> None:
         self._engine, self._run, self._together = engine, run, together
+        self._in_batch, self._one_by_one = in_batch, one_by_one
         self._constants = engine.bundle.manifest.constants
         self._request = request
         self._progress = progress
@@ -234,10 +250,20 @@ class Generation:
         samples = mono_samples(sound, self._constants.audio.sample_rate_hz)
         plan = self._make_plan(portrait, sound, samples)
         noise = self._initial_noise(plan)
+        execution = self._choose_execution(plan)
         conditioning, condition = self._condition(portrait, samples)
         sampler = self._make_sampler(noise, condition, plan)
         return PreparedClip(
-            request, plan, portrait, sound, conditioning, sampler, self._engine, dump, self._spool_directory
+            request,
+            plan,
+            execution,
+            portrait,
+            sound,
+            conditioning,
+            sampler,
+            self._engine,
+            dump,
+            self._spool_directory,
         )
 
     def _make_sampler(
@@ -262,13 +288,23 @@ class Generation:
         size = ClipSize(sound.duration_seconds, portrait.width, portrait.height)
         steps = denoising_steps(manifest, self._request.options)
         plan = plan_clip(self._constants, size, steps, max(frames, 1))
-        check_memory(manifest, plan, self._run, self._together)
         if frames < 1:
             shortest = audio.samples_per_frame / audio.sample_rate_hz
             raise InputError(
                 f"the recording lasts {sound.duration_seconds:.3f} s, but one frame needs {shortest:g} s"
             )
         return plan
+
+    def _choose_execution(self, plan: ClipPlan) -> Execution:
+        manifest = self._engine.bundle.manifest
+        alike = [plan] * self._together
+        execution = choose_execution(manifest, alike, self._run, in_batch=self._in_batch)
+        if self._one_by_one:
+            execution = execution.one_by_one
+        check_memory(manifest, plan, execution.calls_at_once, self._together, self._in_batch)
+        if not self._in_batch:
+            announce(self._progress, f"execution: {execution}")
+        return execution
 
     def _prepare_portrait(self, picture: Image.Image) -> Portrait:
         constants, request = self._constants, self._request
@@ -340,9 +376,15 @@ class Generation:
 
 
 def denoise_clips(
-    engine: Engine, clips: Sequence[PreparedClip], progress: Progress, calls_at_once: int = 1
+    engine: Engine, clips: Sequence[PreparedClip], progress: Progress, execution: Execution | None = None
 ) -> None:
-    """Denoise clips together, with `calls_at_once` calls of the UNet at the same time.
+    """Denoise clips together.
+
+    Args:
+        engine: runs the UNet.
+        clips: the clips, whose samplers are changed.
+        progress: shows the stage.
+        execution: how many calls run at the same time; by default, that of the first clip.
 
     Raises:
         BundleError: the UNet cannot be loaded, or returned values that are not finite.
@@ -353,7 +395,9 @@ def denoise_clips(
         return
     total = sum(sampler.plan.window_count for sampler in samplers)
     done = sum(sampler.plan.windows_until(sampler.step) for sampler in samplers)
-    with engine.open("unet") as unet, progress.stage("denoising", total, done) as advance:
+    chosen = (execution or clips[0].execution).of("unet")
+    calls_at_once = chosen.calls_at_once if chosen else 1
+    with engine.open("unet", chosen) as unet, progress.stage("denoising", total, done) as advance:
         denoise_together(samplers, unet, calls_at_once, advance)
 
 

@@ -28,10 +28,11 @@ from sonic.engines.registry import make_engine
 from sonic.engines.shared import SharedSessions
 from sonic.engines.watched import Observer, WatchedEngine
 from sonic.errors import InputError, SonicError
+from sonic.execution import choose_execution
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
 from sonic.media.video import Video, VideoStream
-from sonic.options import BALANCED, GenerationOptions, RunOptions
-from sonic.progress import NoProgress, Progress, default_progress
+from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
+from sonic.progress import NoProgress, Progress, announce, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
 
@@ -134,7 +135,7 @@ class SonicModel:
     each gets the same bytes as it would alone.
     """
 
-    def __init__(self, engine: Engine, run: RunOptions = BALANCED) -> None:
+    def __init__(self, engine: Engine, run: RunOptions = AUTOMATIC) -> None:
         self.engine = engine
         self.run = run
 
@@ -241,13 +242,19 @@ class SonicModel:
     ) -> Iterator[PreparedClip]:
         engine = WatchedEngine(self.engine, observer, cancel)
         # Observers may rely on seeing one call after another.
-        calls_at_once = self.run.calls_at_once if observer is None else 1
+        one_by_one = observer is not None
         with ClipCheckpoint(request.checkpoint, request.resume) as checkpoint:
             with Generation(
-                engine, request, progress, spool_directory, self.run, checkpoint=checkpoint
+                engine,
+                request,
+                progress,
+                spool_directory,
+                self.run,
+                checkpoint=checkpoint,
+                one_by_one=one_by_one,
             ) as generation:
                 clip = generation.prepare()
-                denoise_clips(engine, [clip], progress, calls_at_once)
+                denoise_clips(engine, [clip], progress)
                 yield clip
             checkpoint.remove()
 
@@ -290,7 +297,7 @@ class SonicModel:
         )
         waiting: list[Future[tuple[Video, ClipCheckpoint]]] = []
         first, numbered = 0, iter(clips)
-        with ThreadPoolExecutor(self.run.calls_at_once) as renderer:
+        with ThreadPoolExecutor(1) as renderer:
             while group := list(islice(numbered, together)):
                 denoised = batch.denoise(group)
                 yield from _results(first - len(waiting), waiting)
@@ -331,11 +338,19 @@ class _Batch:
                 self._shared.close()  # frees their memory for the UNet
                 prepared = [clip.clip for clip in clips if isinstance(clip, _DenoisedClip)]
                 if prepared:
-                    denoise_clips(self._engine, prepared, self._progress, self._run.calls_at_once)
+                    self._denoise(prepared)
                 resources.pop_all()  # from here on, each clip closes its own resources
         except SonicError as error:  # affects all clips: a fault of the bundle, or cancellation
             return [error if isinstance(clip, _DenoisedClip) else clip for clip in clips]
         return clips
+
+    def _denoise(self, clips: list[PreparedClip]) -> None:
+        """Denoise clips with the calls at once that fit all of them together."""
+        plans = [clip.plan for clip in clips]
+        manifest = self._engine.bundle.manifest
+        execution = choose_execution(manifest, plans, self._run, in_batch=True)
+        announce(self._progress, f"execution: {execution}")
+        denoise_clips(self._engine, clips, self._progress, execution)
 
     def _prepare(
         self, arguments: ClipArguments | Mapping[str, Any], together: int, group: ExitStack
@@ -351,6 +366,7 @@ class _Batch:
                 self._run,
                 together,
                 checkpoint=checkpoint,
+                in_batch=True,
             )
             resources = until_prepared.enter_context(ExitStack())
             resources.enter_context(generation)

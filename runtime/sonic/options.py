@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
@@ -10,7 +9,6 @@ from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
 from sonic.bundle.presets import EXACT_SPEED, SpeedName
-from sonic.host import cpu_count
 from sonic.schema import Option, Validated, definitions
 
 
@@ -157,7 +155,7 @@ class GenerationOptions(Validated):
 
 DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's defaults
 
-MemoryMode = Literal["low", "balanced", "fast"]
+MemoryMode = Literal["auto", "low", "balanced", "fast"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 
@@ -165,9 +163,10 @@ MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 class RunOptions(Validated):
     """How submodels run; none of these options changes what is generated.
 
-    With `memory` "low", the guidance branches run one after another; with "balanced", as one batch. "fast"
-    runs each branch of each window as a call of its own, as "low" does, but as many calls at the same time as
-    there are cores for, each with `threads` threads (one if that is None).
+    The calls are the same in every memory mode; the mode says how many of them run at the same time. With
+    "auto", the clip, the cores and the free memory decide (:mod:`sonic.execution`); with "low", one;
+    with "balanced", as many as a window has guidance branches; with "fast", as many as there are cores for,
+    each with `threads` threads (one if that is None).
 
     Raises:
         InputError: a value is of another type, or out of its range.
@@ -175,41 +174,16 @@ class RunOptions(Validated):
 
     memory: Annotated[
         MemoryMode,
-        Option("Run guidance branches one by one, as one batch, or as parallel calls on all cores"),
-    ] = "balanced"
+        Option("Calls at the same time: as fits the clip and the machine, 1, up to 3, or as many as cores"),
+    ] = "auto"
     threads: Annotated[
         int | None,
-        Option("Threads per operator", unit="threads", minimum=1, maximum=1024, default="the engine chooses"),
+        Option("Threads of a call", unit="threads", minimum=1, maximum=1024, default="the cores, shared"),
     ] = None
     bfloat16: Annotated[
         bool,
         Option("Multiply float32 matrices in bfloat16 on aarch64 processors that can: faster, less accurate"),
     ] = False
 
-    @property
-    def calls_at_once(self) -> int:
-        """Number of UNet calls that run at the same time."""
-        return max(1, cpu_count() // (self.threads or 1)) if self.memory == "fast" else 1
 
-    @property
-    def threads_of_a_call(self) -> int | None:
-        """Threads of one call; None if the engine is to choose.
-
-        Engines only know the processor: ONNX Runtime pins a thread to every core, whether or not the process
-        may use it. And if there are more threads than a control group's CPU quota allows, all of them are
-        throttled for part of every period.
-        """
-        if self.threads is not None:
-            return self.threads
-        if self.memory == "fast":
-            return 1
-        cores = cpu_count()
-        return cores if cores < (os.cpu_count() or 1) else None
-
-    @property
-    def threads_at_once(self) -> int:
-        """Total threads of all calls that run at the same time."""
-        return self.calls_at_once * (self.threads_of_a_call or cpu_count())
-
-
-BALANCED = RunOptions()
+AUTOMATIC = RunOptions()

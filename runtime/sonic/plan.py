@@ -234,12 +234,12 @@ def _decoding_calls(constants: Constants, size: ClipSize, frames: int) -> tuple[
     height, width = _latent_size(constants, size)
     whole, rest = divmod(frames, video.decode_chunk_frames)
     calls = [
-        SubmodelCalls("vae_decoder", {"count": count, "height": height, "width": width}, chunks)
+        SubmodelCalls("vae_decoder", {"count": count, "height": height, "width": width}, chunks, chunks)
         for count, chunks in ((video.decode_chunk_frames, whole), (rest, 1))
         if count and chunks
     ]
     if video.interpolation_factor == 2 and frames > 1:
-        calls.append(SubmodelCalls("frame_interpolator", _picture_sizes(size), frames - 1))
+        calls.append(SubmodelCalls("frame_interpolator", _picture_sizes(size), frames - 1, frames - 1))
     return tuple(calls)
 
 

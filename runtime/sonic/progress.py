@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -35,6 +35,20 @@ class Progress(Protocol):
         """
 
 
+@runtime_checkable
+class Announcer(Protocol):
+    """Progress that can show a line; that is not asked of every class that follows stages."""
+
+    def announce(self, line: str) -> None:
+        """Show a line between stages."""
+
+
+def announce(progress: Progress, line: str) -> None:
+    """Show a line between stages, where the progress can."""
+    if isinstance(progress, Announcer):
+        progress.announce(line)
+
+
 class NoProgress:
     """Shows nothing."""
 
@@ -56,6 +70,10 @@ class ConsoleProgress:
         shown = self._bar if self.console.is_terminal else self._lines
         with shown(name, total, done) as advance:
             yield advance
+
+    def announce(self, line: str) -> None:
+        """Print a line."""
+        self._print(line)
 
     @contextmanager
     def _bar(self, name: str, total: int, done: int) -> Iterator[Advance]:

@@ -68,9 +68,10 @@ def test_what_measures_this_machine_stays_on_a_node_as_clips_do(
     asked: list[int] = []
     monkeypatch.setattr("sonic.cli.options.stay_on_a_node", asked.append)
     monkeypatch.setattr("sonic.cli.estimate.stay_on_a_node", asked.append)
-    monkeypatch.setattr("sonic.cli.estimate.calibrate", lambda *_: MACHINES["altra"])
-    CliRunner().invoke(main, [*command, str(small.bundle), "--threads", "1"], catch_exceptions=False)
-    assert asked == [1]
+    monkeypatch.setattr("sonic.cli.estimate.calibrate", lambda *_, **__: MACHINES["altra"])
+    monkeypatch.setattr("sonic.execution.cpu_count", lambda: 5)
+    CliRunner().invoke(main, [*command, str(small.bundle), "--threads", "2"], catch_exceptions=False)
+    assert asked == [4]  # two calls at once
 
 
 def test_engines_stay_on_the_processors_of_a_process(small: Converted) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sonic
+from sonic.bundle.constants import GUIDANCE_BRANCHES
 from sonic.engines.watched import Call
 
 FAST = {"inference_steps": 2, "min_resolution": 64}
@@ -41,7 +42,7 @@ def test_four_threads_get_the_bytes_that_they_get_alone(model, portrait, short_w
         assert sum(call.submodel == "face_detector" for call in calls) == 1
         assert sum(call.submodel == "frame_interpolator" for call in calls) == frames - 1
         windows = -(-frames // 25)
-        assert sum(call.submodel == "unet" for call in calls) == 2 * windows
+        assert sum(call.submodel == "unet" for call in calls) == 2 * windows * GUIDANCE_BRANCHES
 
 
 def cancelling(event: threading.Event, submodel: str, count: int, seen: list[str]):

@@ -17,6 +17,7 @@ from sonic.costs.estimate import Estimate, estimate_clip
 from sonic.costs.machines import MACHINES, Machine, find_machine
 from sonic.engines.registry import make_engine
 from sonic.errors import InputError, warn
+from sonic.execution import most_threads
 from sonic.host import stay_on_a_node
 from sonic.options import GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, plan_square_clip
@@ -70,8 +71,8 @@ def run_estimate(
     plan = plan_square_clip(manifest, options)
     chosen = [find_machine(name) for name in machines]
     if calibrated:
-        stay_on_a_node(run.threads_at_once)  # as generating the clip would
-        measured = calibrate(make_engine(opened, run), plan)
+        stay_on_a_node(most_threads(run))  # as generating the clip would
+        measured = calibrate(make_engine(opened, run), plan, run=run)
         chosen.insert(0, measured)
         if save is not None:
             write_json(save, measured.to_json())

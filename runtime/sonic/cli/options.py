@@ -17,6 +17,7 @@ from typing import TypeVar
 import click
 
 from sonic.cli.errors import user_errors
+from sonic.execution import most_threads
 from sonic.host import parse_processors, pin_to_processors, stay_on_a_node
 from sonic.model import ClipArguments, SonicModel, open_model
 from sonic.options import GenerationOptions, RunOptions
@@ -153,5 +154,5 @@ def size_options(command: Command) -> Command:
 
 def load_for_command(bundle: PathLike, run: RunOptions) -> SonicModel:
     """Load a model for a command, whose process is kept on one NUMA node if its threads fit there."""
-    stay_on_a_node(run.threads_at_once)
+    stay_on_a_node(most_threads(run))
     return open_model(bundle, run)

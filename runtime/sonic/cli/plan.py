@@ -14,6 +14,7 @@ from sonic.cli.options import PATH, run_options, size_options
 from sonic.cli.tables import console
 from sonic.diffusion.guidance import BRANCH_NAMES
 from sonic.diffusion.plan import DenoisingStep
+from sonic.execution import choose_execution
 from sonic.options import GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, plan_square_clip
 from sonic.storage.files import write_json
@@ -25,13 +26,16 @@ from sonic.storage.files import write_json
 @click.option("--json", "plan_path", type=PATH, help="Write the whole plan to this file.")
 @run_options
 def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: RunOptions) -> None:
-    """Show how a square clip would be computed: its denoising steps, and every submodel's calls."""
+    """Show how a square clip would be computed: its denoising steps, every submodel's calls, and how many
+    of them at once.
+    """
     with user_errors():
         manifest = open_bundle(find_bundle(bundle), check_digests=False).manifest
         planned = plan_square_clip(manifest, options)
         printer = console()
         printer.print(steps_table(planned, manifest.name))
         printer.print(calls_table(planned))
+        printer.print(f"execution here, now: {choose_execution(manifest, [planned], run)}")
         if plan_path is not None:
             write_json(plan_path, planned.to_json())
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from sonic.costs.machines import Machine, machine_at_hand
-from sonic.engines.base import Engine
+from sonic.engines.base import Engine, Parallelism
 from sonic.errors import BundleError
+from sonic.execution import choose_execution
 from sonic.media.video import save_video
+from sonic.options import AUTOMATIC, RunOptions
 from sonic.plan import ClipPlan, ClipSize
 
 
-def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
+def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0, run: RunOptions = AUTOMATIC) -> Machine:
     """Measure the throughput of the submodels that denoise and decode, and of encoding.
 
     They are above 99 % of the work of any clip; the other submodels are assumed to be as slow as the slowest
@@ -28,6 +31,7 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
         engine: runs the submodels.
         plan: the clip whose sizes are measured.
         seconds: about how long to measure in all.
+        run: how many calls run at the same time; so many are measured together.
 
     Returns:
         A description of this machine; see :func:`sonic.costs.machines.machine_at_hand`.
@@ -41,17 +45,19 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
             for calls in stage.calls:
                 sizes.setdefault(calls.submodel, calls.sizes)
     share = seconds / (len(sizes) + 1)
+    execution = choose_execution(engine.bundle.manifest, [plan], run)
     efficiency = {
-        name: _measure_flop_per_second(engine, name, axes, share) / 1e9 for name, axes in sizes.items()
+        name: _measure_flop_per_second(engine, name, axes, share, execution.of(name)) / 1e9
+        for name, axes in sizes.items()
     }
     efficiency["other"] = min(efficiency.values())
     return machine_at_hand(1, efficiency, _measure_encoding(plan.size, share))
 
 
 def _measure_flop_per_second(
-    engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float
+    engine: Engine, name: str, sizes: dict[str, int], budget_seconds: float, parallelism: Parallelism | None
 ) -> float:
-    """Floating-point operations per second in one submodel."""
+    """Floating-point operations per second in one submodel, over all calls that run at the same time."""
     info = engine.bundle.manifest.submodels[name]
     if info.work is None:
         raise BundleError(
@@ -72,24 +78,26 @@ def _measure_flop_per_second(
         }
 
     small = sizes | ({"frames": 2, "batch": 1} if "frames" in sizes else {})
-    with engine.open(name) as session:
+    at_once = parallelism.calls_at_once if parallelism else 1
+    with engine.open(name, parallelism) as session, ThreadPoolExecutor(at_once) as pool:
 
         def run(values: dict[str, np.ndarray]) -> float:
+            """Seconds of a call: of several at once, the time divided by their number."""
             started = time.perf_counter()
-            session.run(values)
-            return time.perf_counter() - started
+            list(pool.map(session.run, [values] * at_once))
+            return (time.perf_counter() - started) / at_once
 
         work = {key: sum(counted.flop_of(axes).values()) for key, axes in
                 (("small", small), ("whole", sizes))}  # fmt: skip
         values = feeds(small)
         run(values)  # warm-up: the first call allocates memory
         taken = run(values)
-        if taken * work["whole"] / work["small"] > budget_seconds:
+        if at_once * taken * work["whole"] / work["small"] > budget_seconds:
             return work["small"] / taken
         values = feeds(sizes)
         run(values)
         times = [run(values)]
-        while sum(times) + times[-1] < budget_seconds - taken:
+        while at_once * (sum(times) + times[-1]) < budget_seconds - at_once * taken:
             times.append(run(values))
         return work["whole"] / float(np.median(times))
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from sonic.bundle.manifest import Manifest
 from sonic.costs.machines import Machine
 from sonic.errors import BundleError
+from sonic.execution import Resources, choose_execution, resources_at_hand
 from sonic.host import resident_bytes
 from sonic.memory import peak_memory, temporary_disk_bytes
-from sonic.options import BALANCED, RunOptions
+from sonic.options import AUTOMATIC, RunOptions
 from sonic.plan import ClipPlan
 
 
@@ -48,7 +49,7 @@ class Estimate:
 
 
 def estimate_clip(
-    manifest: Manifest, plan: ClipPlan, machine: Machine, run: RunOptions = BALANCED
+    manifest: Manifest, plan: ClipPlan, machine: Machine, run: RunOptions = AUTOMATIC
 ) -> Estimate:
     """Estimate what a clip costs.
 
@@ -56,7 +57,7 @@ def estimate_clip(
         manifest: the bundle's.
         plan: the clip's.
         machine: the machine that it runs on.
-        run: how its submodels run; the options that the plan was made with.
+        run: how its submodels run.
 
     Raises:
         BundleError: the bundle was made by a version that did not count its work.
@@ -74,7 +75,10 @@ def estimate_clip(
     pixels = plan.size.height * plan.size.width * plan.shown_frames
     seconds = {name: value / machine.flop_per_second(name) for name, value in flop.items()}
     seconds["encoding"] = pixels / 1e6 * machine.encode_seconds_per_megapixel
-    submodel, needed = peak_memory(manifest, plan, run)
+    here = resources_at_hand()
+    there = Resources(machine.cores, machine.memory_gigabytes * 1e9) if machine.projected else here
+    execution = choose_execution(manifest, [plan], run, there)
+    submodel, needed = peak_memory(manifest, plan, execution.calls_at_once)
     return Estimate(
         flop=flop,
         seconds=seconds,

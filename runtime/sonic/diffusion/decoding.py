@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from itertools import chain, pairwise
 
 import numpy as np
 
 from sonic.bundle.constants import VideoConstants
 from sonic.engines.base import Session
 from sonic.media.smoothing import TemporalSmoother
+from sonic.storage.prefetch import map_ahead
 from sonic.storage.spool import ArraySpool
 
 
 def decode(
-    latents: np.ndarray | ArraySpool, vae_decoder: Session, constants: VideoConstants
+    latents: np.ndarray | ArraySpool,
+    vae_decoder: Session,
+    constants: VideoConstants,
+    pool: Executor,
+    calls_at_once: int = 1,
 ) -> Iterator[np.ndarray]:
     """Decode latents (frames, 4, h, w), chunk by chunk, to frames (3, H, W) float32 in 0..1.
 
     The temporal decoder mixes the frames of a chunk, so the result depends on the chunk length, which is
-    therefore one of the bundle's constants.
+    therefore one of the bundle's constants. Chunks do not depend on each other: `pool` decodes up to
+    `calls_at_once` at the same time.
     """
-    for start in range(0, len(latents), constants.decode_chunk_frames):
+
+    def decoded(start: int) -> np.ndarray:
         chunk = latents[start : start + constants.decode_chunk_frames]
         inputs = {"latents": chunk / np.float32(constants.latent_scale)}
         images = vae_decoder.run(inputs, first_frame=start)["images"]
-        yield from np.clip(images * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+        frames: np.ndarray = np.clip(images * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
+        return frames
+
+    starts = range(0, len(latents), constants.decode_chunk_frames)
+    for frames in map_ahead(decoded, starts, pool, calls_at_once):
+        yield from frames
 
 
-def interpolate(frames: Iterable[np.ndarray], interpolator: Session) -> Iterator[np.ndarray]:
-    """Insert a frame between every two: n frames (3, H, W) float32 in 0..1 become 2n - 1."""
-    previous: np.ndarray | None = None
-    for index, frame in enumerate(frames):
-        if previous is not None:
-            inputs = {"frame_0": previous[None], "frame_1": frame[None]}
-            middle = interpolator.run(inputs, first_frame=index - 1)["middle"][0]
-            yield np.clip(middle, 0.0, 1.0)
-        yield frame
-        previous = frame
+def interpolate(
+    frames: Iterable[np.ndarray], interpolator: Session, pool: Executor, calls_at_once: int = 1
+) -> Iterator[np.ndarray]:
+    """Insert a frame between every two: n frames (3, H, W) float32 in 0..1 become 2n - 1.
+
+    `pool` computes up to `calls_at_once` of them at the same time.
+    """
+
+    def between(numbered: tuple[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        index, (first, second) = numbered
+        inputs = {"frame_0": first[None], "frame_1": second[None]}
+        middle = interpolator.run(inputs, first_frame=index)["middle"][0]
+        return np.clip(middle, 0.0, 1.0), second
+
+    remaining = iter(frames)
+    first = next(remaining, None)
+    if first is None:
+        return
+    yield first
+    pairs = enumerate(pairwise(chain([first], remaining)))
+    for pair in map_ahead(between, pairs, pool, calls_at_once):
+        yield from pair
 
 
 def smooth(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -7,9 +7,10 @@ averaged. Only the windows being computed are in memory; the latents of long cli
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy as np
 from sonic.bundle.constants import SamplerConstants
 from sonic.bundle.manifest import mask_input
 from sonic.diffusion.guidance import differences, guide
-from sonic.diffusion.plan import DenoisingPlan, DenoisingStep, RingWindows
+from sonic.diffusion.plan import DenoisingPlan, DenoisingStep
 from sonic.diffusion.schedule import euler_step, input_scale, model_timestep
 from sonic.engines.base import Session
 from sonic.errors import BundleError
 from sonic.storage.spool import ArraySpool
+
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,27 @@ class FrameMeans:
         np.add.at(sums, positions, values)
         self._sums[frames] = sums
 
-    def finish_step(self, windows: RingWindows) -> None:
-        """Replace every row by the mean over its windows."""
-        counts = np.bincount(np.concatenate(list(windows))).astype(np.float32)
-        for start in range(0, len(counts), windows.length):
-            sums, held = self._sums[start : start + windows.length], counts[start : start + windows.length]
-            frames = np.arange(start, start + len(held))
-            self.rows[frames] = sums / held[:, None, None, None]
-            self._sums[frames] = np.zeros_like(sums)
+    def means(self, frames: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The means over the windows with these frames, of which there are `counts`, once all were added."""
+        means: np.ndarray = self._sums[frames] / counts[:, None, None, None].astype(np.float32)
+        return means
+
+    def finish_step(self, counts: np.ndarray) -> None:
+        """Replace every row by the mean over its windows, of which there are `counts`, int (frames,)."""
+        for start in range(0, len(counts), _ROWS_AT_ONCE):
+            frames = np.arange(start, min(start + _ROWS_AT_ONCE, len(counts)))
+            means = self.means(frames, counts[frames])
+            self.rows[frames] = means
+            self._sums[frames] = np.zeros_like(means)
+
+
+@dataclass(frozen=True, eq=False)
+class _WindowCounts:
+    """How often each frame is in a step's windows, int (frames,), and how often in those not yet finished."""
+
+    step: int
+    all: np.ndarray
+    unfinished: np.ndarray
 
 
 class ClipSampler:
@@ -129,6 +145,7 @@ class ClipSampler:
             for kept in (self._image_differences, self._audio_differences):
                 if kept is not None:
                     kept.append(np.zeros_like(start))
+        self._window_counts: _WindowCounts | None = None
 
     @property
     def latents(self) -> ArraySpool:
@@ -163,8 +180,28 @@ class ClipSampler:
         """The next step to execute."""
         return self.plan.steps[self.step]
 
-    def predict(self, unet: Session, window: int, indices: np.ndarray, branch: int) -> np.ndarray:
-        """Run the UNet for a guidance branch of a window of the current step; may run in any thread.
+    @property
+    def early_windows(self) -> Iterator[int]:
+        """The windows of the next step whose frames are in no window of this step that is still to finish."""
+        if self.step + 1 < len(self.plan.steps):
+            for number, indices in enumerate(self.plan.steps[self.step + 1].windows):
+                if not self._counts.unfinished[indices].any():
+                    yield number
+
+    def early_latents(self, indices: np.ndarray) -> np.ndarray:
+        """The latents that the frames of an early window will have once this step is finished."""
+        return self._latents.means(indices, self._counts.all[indices])
+
+    def predict(
+        self, unet: Session, step: int, window: int, branch: int, latents: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run the UNet for a guidance branch of a window; may run in any thread.
+
+        Args:
+            unet: the open UNet.
+            step: the current step's number, or the next one's if `latents` are given.
+            window, branch: what to predict.
+            latents: those of the window's frames before that step; by default the current ones.
 
         Returns:
             The prediction, float32 (window frames, 4, h, w).
@@ -172,15 +209,14 @@ class ClipSampler:
         Raises:
             BundleError: the UNet returned values that are not finite.
         """
-        sigma = self.current.sigma
-        inputs = window_inputs(
-            self.latents[indices], indices, sigma, self._condition, self._constants, branch
-        )
-        outputs = unet.run(inputs, step=self.step, sigma=sigma, window=window, branches=(branch,))
+        indices, sigma = self.plan.steps[step].windows[window], self.plan.steps[step].sigma
+        latents = self.latents[indices] if latents is None else latents
+        inputs = window_inputs(latents, indices, sigma, self._condition, self._constants, branch)
+        outputs = unet.run(inputs, step=step, sigma=sigma, window=window, branches=(branch,))
         predicted: np.ndarray = outputs["prediction"][0]
         if not np.isfinite(predicted).all():
             raise BundleError(
-                f"the UNet returned values that are not finite at step {self.step + 1} of "
+                f"the UNet returned values that are not finite at step {step + 1} of "
                 f"{len(self.plan.steps)}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
             )
@@ -203,14 +239,23 @@ class ClipSampler:
         for kept, difference in zip(self._kept, differences(predictions), strict=True):
             if kept is not None and difference is not None:
                 kept.add(indices, difference)
+        np.subtract.at(self._counts.unfinished, indices, 1)
 
     def finish_step(self) -> None:
         """Combine the results of this step: each frame becomes the mean over the windows that contain it."""
         for means in (self._latents, *self._kept):
             if means is not None:
-                means.finish_step(self.current.windows)
+                means.finish_step(self._counts.all)
         self.step += 1
         self._after_step(self)
+
+    @property
+    def _counts(self) -> _WindowCounts:
+        """Those of the current step."""
+        if self._window_counts is None or self._window_counts.step != self.step:
+            counts = np.bincount(np.concatenate(list(self.current.windows)))
+            self._window_counts = _WindowCounts(self.step, counts, counts.copy())
+        return self._window_counts
 
     @property
     def _kept(self) -> tuple[FrameMeans | None, FrameMeans | None]:
@@ -239,8 +284,9 @@ def denoise_together(
     """Take every clip through all its steps.
 
     The calls of one step are independent across all windows and clips: `calls_at_once` of them run at
-    the same time. Each is computed as it would be alone, so that a clip's bytes do not depend on which
-    other clips are denoised with it.
+    the same time. Where fewer are left, those windows of the next step start whose frames are done. Each is
+    computed as it would be alone, so that a clip's bytes do not depend on which other clips are denoised
+    with it.
 
     Args:
         samplers: the clips, changed in place.
@@ -252,34 +298,80 @@ def denoise_together(
         BundleError: the UNet returned values that are not finite.
     """
     with ThreadPoolExecutor(calls_at_once) as pool:
-        while unfinished := [sampler for sampler in samplers if not sampler.finished]:
-            running = [_submit_step(pool, sampler, unet) for sampler in unfinished]
-            try:
-                for sampler, windows in zip(unfinished, running, strict=True):
-                    while windows:
-                        indices, calls = windows.popleft()  # dropping the futures frees their predictions
-                        sampler.finish_window(
-                            indices, {branch: call.result() for branch, call in calls.items()}
-                        )
-                        advance()
-                    sampler.finish_step()
-            except BaseException:  # an interrupt too: cancel the calls that have not started
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        running = deque(_RunningClip(sampler, unet, pool) for sampler in samplers if not sampler.finished)
+        try:
+            for clip in running:
+                clip.submit_step()
+            while running:
+                clip = running.popleft()
+                for _ in clip.sampler.current.windows:
+                    clip.finish_window()
+                    advance()
+                    if calls_at_once > 1:
+                        # Twice as many as run, so that none waits while this thread finishes a window.
+                        clip.submit_early(_missing_calls((clip, *running), 2 * calls_at_once))
+                clip.sampler.finish_step()
+                if not clip.sampler.finished:
+                    clip.submit_step()
+                    running.append(clip)
+        except BaseException:  # an interrupt too: cancel the calls that have not started
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
-def _submit_step(
-    pool: ThreadPoolExecutor, sampler: ClipSampler, unet: Session
-) -> deque[tuple[np.ndarray, dict[int, Future[np.ndarray]]]]:
-    """Submit all calls of a step; returns every window's frame indices, and its predictions by branch."""
-    step = sampler.current
-    return deque(
-        (
-            indices,
-            {branch: pool.submit(sampler.predict, unet, window, indices, branch) for branch in step.branches},
-        )
-        for window, indices in enumerate(step.windows)
-    )
+def _missing_calls(clips: Iterable[_RunningClip], wanted: int) -> int:
+    """How many calls have to be submitted so that `wanted` are not done."""
+    left = chain.from_iterable(clip.calls_left for clip in clips)
+    return wanted - sum(1 for _ in islice(left, wanted))
+
+
+class _RunningClip:
+    """The calls of one clip that were submitted, by step and window."""
+
+    def __init__(self, sampler: ClipSampler, unet: Session, pool: ThreadPoolExecutor) -> None:
+        self.sampler = sampler
+        self._unet, self._pool = unet, pool
+        self._calls: dict[tuple[int, int], dict[int, Future[np.ndarray]]] = {}
+        self._window = 0
+
+    @property
+    def calls_left(self) -> Iterator[Future[np.ndarray]]:
+        """The calls that are not done, from the last submitted one."""
+        submitted = (call for calls in reversed(self._calls.values()) for call in calls.values())
+        return (call for call in submitted if not call.done())
+
+    def submit_step(self) -> None:
+        """Submit the calls of the current step, but for those that were."""
+        self._window = 0
+        for window in range(len(self.sampler.current.windows)):
+            if (self.sampler.step, window) not in self._calls:
+                self._submit(self.sampler.step, window)
+
+    def submit_early(self, missing: int) -> None:
+        """Submit windows of the next step that are ready, until no calls are missing."""
+        step = self.sampler.step + 1
+        for window in self.sampler.early_windows if missing > 0 else ():
+            if missing <= 0:
+                return
+            if (step, window) not in self._calls:
+                # Read here: the current latents are replaced by those once the step is finished.
+                latents = self.sampler.early_latents(self.sampler.plan.steps[step].windows[window])
+                missing -= self._submit(step, window, latents)
+
+    def _submit(self, step: int, window: int, latents: np.ndarray | None = None) -> int:
+        branches = self.sampler.plan.steps[step].branches
+        self._calls[step, window] = {
+            branch: self._pool.submit(self.sampler.predict, self._unet, step, window, branch, latents)
+            for branch in branches
+        }
+        return len(branches)
+
+    def finish_window(self) -> None:
+        """Wait for the next window of the current step, and finish it; its predictions are freed."""
+        calls = self._calls.pop((self.sampler.step, self._window))
+        indices = self.sampler.current.windows[self._window]
+        self.sampler.finish_window(indices, {branch: call.result() for branch, call in calls.items()})
+        self._window += 1
 
 
 def window_inputs(

@@ -12,6 +12,7 @@ is in :mod:`sonic.engines.watched`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -20,6 +21,33 @@ import numpy as np
 from sonic.bundle.store import Bundle
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How many calls of a session run at the same time, and on how many threads; it changes no result.
+
+    Attributes:
+        calls_at_once: number of threads that call the session at the same time.
+        threads: total of all these calls, at least `calls_at_once`.
+    """
+
+    calls_at_once: int
+    threads: int
+
+    @property
+    def threads_of_a_call(self) -> int:
+        """Threads of each call, where they cannot be shared."""
+        return self.threads // self.calls_at_once
+
+    @property
+    def alone(self) -> Parallelism:
+        """All threads for one call at a time."""
+        return Parallelism(1, self.threads)
+
+    def __str__(self) -> str:
+        calls = "1 call at a time" if self.calls_at_once == 1 else f"{self.calls_at_once} calls at once"
+        return f"{calls} on {self.threads} thread{'' if self.threads == 1 else 's'}"
 
 
 class Session(Protocol):
@@ -48,8 +76,12 @@ class Engine(Protocol):
     def bundle(self) -> Bundle:
         """The bundle whose submodels it opens."""
 
-    def open(self, submodel: str) -> Session:
+    def open(self, submodel: str, parallelism: Parallelism | None = None) -> Session:
         """Load a submodel; it is freed at the end of the session's ``with`` block.
+
+        Args:
+            submodel: its name.
+            parallelism: what its calls are prepared for; by default, one call at a time on all threads.
 
         Raises:
             BundleError: it cannot be loaded.

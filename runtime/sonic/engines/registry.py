@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sonic.bundle.store import Bundle
 from sonic.engines.base import Engine
 from sonic.errors import BundleError
-from sonic.options import BALANCED, RunOptions
+from sonic.options import AUTOMATIC, RunOptions
 
 
 def _onnxruntime(bundle: Bundle, run: RunOptions) -> Engine:
@@ -25,7 +25,7 @@ def _tvm(bundle: Bundle, run: RunOptions) -> Engine:
 ENGINES: dict[str, Callable[[Bundle, RunOptions], Engine]] = {"onnxruntime": _onnxruntime, "tvm": _tvm}
 
 
-def make_engine(bundle: Bundle, run: RunOptions = BALANCED) -> Engine:
+def make_engine(bundle: Bundle, run: RunOptions = AUTOMATIC) -> Engine:
     """Make the engine that a bundle was made for.
 
     Raises:

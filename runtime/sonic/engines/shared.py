@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Engine, Session
+from sonic.engines.base import Arrays, Engine, Parallelism, Session
 
 
 class SharedSessions:
@@ -28,15 +28,15 @@ class SharedSessions:
         """The engine's bundle."""
         return self._engine.bundle
 
-    def open(self, submodel: str) -> Session:
-        """A session that stays open after its ``with`` block.
+    def open(self, submodel: str, parallelism: Parallelism | None = None) -> Session:
+        """A session that stays open after its ``with`` block; the first to open it says for what parallelism.
 
         Raises:
             BundleError: the submodel cannot be loaded.
         """
         with self._opening:
             if submodel not in self._opened:
-                self._opened[submodel] = self._engine.open(submodel)
+                self._opened[submodel] = self._engine.open(submodel, parallelism)
             return _BorrowedSession(self._opened[submodel])
 
     def close(self) -> None:

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Session
+from sonic.engines.base import Arrays, Parallelism, Session
 from sonic.engines.onnx import OnnxRuntimeEngine
 from sonic.errors import BundleError, InputError
-from sonic.host import affinity_count, cpu_features
-from sonic.options import BALANCED, RunOptions
+from sonic.host import cpu_count, cpu_features
+from sonic.options import AUTOMATIC, RunOptions
 from sonic.records import TOLERANT, read_record
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
@@ -103,8 +103,8 @@ class TvmEngine:
 
     Args:
         bundle: the checked bundle.
-        run: threads of one call, by default one for every processor; bfloat16 is refused, as Debian's
-            Arm Compute Library has no kernels for it.
+        run: threads where a submodel is opened for one call at a time, by default one for every core;
+            bfloat16 is refused, as Debian's Arm Compute Library has no kernels for it.
 
     Raises:
         BundleError: this machine cannot run the bundle, or TVM's runtime or the Arm Compute Library is
@@ -112,24 +112,24 @@ class TvmEngine:
         InputError: bfloat16 was asked for.
     """
 
-    def __init__(self, bundle: Bundle, run: RunOptions = BALANCED) -> None:
+    def __init__(self, bundle: Bundle, run: RunOptions = AUTOMATIC) -> None:
         if run.bfloat16:
             raise InputError("compiled bundles have no products in bfloat16; leave the option out")
         check_processor(bundle)
         self.bundle = bundle
-        self._threads = run.threads_of_a_call or affinity_count()
+        self._alone = Parallelism(1, run.threads or cpu_count())
         load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
         self._graphs = OnnxRuntimeEngine(bundle, run)
 
-    def open(self, submodel: str) -> Session:
-        """Load a submodel.
+    def open(self, submodel: str, parallelism: Parallelism | None = None) -> Session:
+        """Load a submodel; the threads of its calls are those of all compiled submodels that are open.
 
         Raises:
             BundleError: a file cannot be loaded.
         """
         if self.bundle.graph_path(submodel).name != PROGRAM:
-            return self._graphs.open(submodel)
-        set_threads(self._threads)
+            return self._graphs.open(submodel, parallelism)
+        set_threads((parallelism or self._alone).threads_of_a_call, self._alone.threads)
         return TvmSession(submodel, self.bundle.graph_path(submodel))
 
 
@@ -295,9 +295,14 @@ def load_libraries(bridge: Path) -> None:
         ) from error
 
 
-def set_threads(threads: int) -> None:
-    """Set how many threads TVM's loops and the Arm Compute Library use in this process."""
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # an upper limit for the whole process
+def set_threads(threads: int, limit: int | None = None) -> None:
+    """Set how many threads TVM's loops and the Arm Compute Library use in this process.
+
+    Args:
+        threads: of a call.
+        limit: the most that will be set in this process; by default, as many.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(limit or threads))
     function("runtime.config_threadpool")(1, threads)
     function("sonic.acl.set_threads")(threads)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sonic.bundle.store import Bundle
-from sonic.engines.base import Arrays, Engine, Session
+from sonic.engines.base import Arrays, Engine, Parallelism, Session
 from sonic.errors import GenerationCancelled
 
 
@@ -52,7 +52,7 @@ class WatchedEngine:
         """The bundle of the wrapped engine."""
         return self._engine.bundle
 
-    def open(self, submodel: str) -> Session:
+    def open(self, submodel: str, parallelism: Parallelism | None = None) -> Session:
         """Load a submodel.
 
         Raises:
@@ -60,7 +60,7 @@ class WatchedEngine:
             GenerationCancelled: the clip is cancelled.
         """
         check_cancelled(self._cancel)
-        session = self._engine.open(submodel)
+        session = self._engine.open(submodel, parallelism)
         if self._observer is None and self._cancel is None:
             return session
         return _WatchedSession(submodel, session, self._observer, self._cancel)

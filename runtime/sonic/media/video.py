@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
@@ -249,10 +250,13 @@ def _encode(
         context.thread_count = _ENCODER_THREADS
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _MPEG_RANGE
+        reformatter = VideoReformatter()  # one, as it keeps its tables; a frame's own makes new ones
         track = None if sound is None else _SoundTrack(container, sound, frames / frame_rate)
         for index, pixels in enumerate(video):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            picture = reformatter.reformat(
+                picture, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             picture.pts, picture.time_base = index, 1 / frame_rate
             container.mux(stream.encode(picture))
             if track is not None:

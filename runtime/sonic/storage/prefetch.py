@@ -1,13 +1,16 @@
-"""Stages that run concurrently: each passes its results to the next through a bounded queue."""
+"""Work that runs ahead of its reader, in other threads, by a bounded number of results."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 _END = object()
 
 
@@ -49,3 +52,24 @@ def run_ahead(items: Iterable[Item], capacity: int) -> Generator[Item, None, Non
     finally:
         stopped.set()
         thread.join()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, at_once: int
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for every item, in order, with up to `at_once` of them in the pool.
+
+    Items are read as they are needed, by the thread that reads the results. When the reader stops early,
+    closing this iterator takes back what has not started.
+    """
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for call in pending:
+            call.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ def test_interpolation_puts_one_frame_between_two() -> None:
             return {"middle": (inputs["frame_0"] + inputs["frame_1"]) / 2}
 
     frames = [np.full((3, 2, 2), value, np.float32) for value in (0.0, 0.5, 1.0)]
-    values = [frame.flat[0] for frame in interpolate(frames, Mean())]
+    with ThreadPoolExecutor(1) as pool:
+        values = [frame.flat[0] for frame in interpolate(frames, Mean(), pool)]
     assert values == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 

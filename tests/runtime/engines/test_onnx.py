@@ -7,24 +7,28 @@ from pathlib import Path
 import pytest
 
 import sonic
-from sonic import options
+from sonic.engines.base import Parallelism
 
 TASKS = Path("/proc/self/task")
 
 
-@pytest.mark.skipif(not TASKS.exists(), reason="threads are counted with Linux's /proc")
-@pytest.mark.parametrize(
-    ("memory", "threads", "at_once"),
-    [("balanced", 3, 1), ("fast", None, 8), ("fast", 3, 2), ("fast", 4, 2), ("fast", 8, 1)],
-)
-def test_calls_at_the_same_time_have_their_threads_each(
-    memory: str, threads: int | None, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(options, "cpu_count", lambda: 8)
-    model = sonic.load_model("sonic-tiny", memory=memory, threads=threads, check_digests=False)
-    assert model.run.calls_at_once == at_once
+def started_threads(parallelism: Parallelism | None, **run: object) -> int:
+    """How many threads opening a session starts."""
+    model = sonic.load_model("sonic-tiny", check_digests=False, **run)
     before = len(list(TASKS.iterdir()))
-    with model.engine.open("audio2token"):
-        started = len(list(TASKS.iterdir())) - before
+    with model.engine.open("audio2token", parallelism):
+        return len(list(TASKS.iterdir())) - before
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="threads are counted with Linux's /proc")
+@pytest.mark.parametrize(("at_once", "threads"), [(1, 1), (1, 3), (8, 8), (2, 6), (3, 8), (1, 8)])
+def test_calls_at_the_same_time_share_the_threads(at_once: int, threads: int) -> None:
     # The callers compute too.
-    assert started + at_once == at_once * (threads or 1)
+    assert started_threads(Parallelism(at_once, threads)) + at_once == threads
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="threads are counted with Linux's /proc")
+def test_one_call_at_a_time_has_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sonic.engines.onnx.cpu_count", lambda: 5)
+    assert started_threads(None) + 1 == 5
+    assert started_threads(None, threads=3) + 1 == 3

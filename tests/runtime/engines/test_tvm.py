@@ -20,6 +20,7 @@ from sonic.bundle.manifest import FileInfo, read_manifest
 from sonic.bundle.store import Bundle, open_bundle
 from sonic.cli.main import main
 from sonic.engines import tvm as tvm_engine
+from sonic.engines.base import Parallelism
 from sonic.engines.onnx import OnnxRuntimeSession
 from sonic.engines.registry import make_engine
 from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight, TvmSession, choose
@@ -353,6 +354,10 @@ def test_an_engine_tells_its_threads(
         assert environment == {"TVM_NUM_THREADS": "3"}
         assert calls == [("runtime.config_threadpool", 1, 3), ("sonic.acl.set_threads", 3)]
     assert calls[-1] == ("sonic.acl.forget", ["key"])
+    calls.clear()
+    with engine.open("unet", Parallelism(4, 9)):
+        assert calls == [("runtime.config_threadpool", 1, 2), ("sonic.acl.set_threads", 2)]
+        assert environment == {"TVM_NUM_THREADS": "3"}
 
 
 def test_an_observer_of_graphs(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
