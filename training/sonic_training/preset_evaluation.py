@@ -31,7 +31,7 @@ from sonic_calibration.recording.examples import Example, generate_example
 from sonic_convert.checkpoint.config import read_speeds
 from sonic_convert.tuning.budget import Measures
 from sonic_convert.tuning.judging import ExactClip, judge_plan, speech_of, stored_video, with_presets
-from sonic_training.evaluation import held_out_clips
+from sonic_training.evaluation import HeldOutClip, held_out_clips
 
 PRESETS = tuple(name for name in SPEED_NAMES if name != EXACT_SPEED)
 
@@ -68,8 +68,7 @@ def evaluate_presets(
     measures: dict[SpeedName, list[Measures]] = {name: [] for name in speeds}
     with progress.stage("held-out clips", clips * (1 + len(speeds))) as advance:
         for clip in held_out:
-            example = Example(clip.portrait, clip.speech)
-            exact = _exact_clip(reference, example, options, out)
+            exact = _exact_clip(reference, clip, options, out)
             advance()
             for name in speeds:
                 found, _ = judge_plan(model, model.manifest.speeds.presets[name], exact)
@@ -124,8 +123,9 @@ def _evaluations(model: SonicModel, options: GenerationOptions, speed: SpeedName
     return sum(len(step.branches) for step in steps)
 
 
-def _exact_clip(model: SonicModel, example: Example, options: GenerationOptions, out: Path) -> ExactClip:
+def _exact_clip(model: SonicModel, clip: HeldOutClip, options: GenerationOptions, out: Path) -> ExactClip:
     """A clip with the published sampler, generated at most once for a bundle and options."""
+    example = Example(clip.portrait, clip.speech)
     key = json.dumps([[file.sha256 for file in model.manifest.files], asdict(options)])
     path = out / f"exact-{hashlib.sha256(key.encode()).hexdigest()[:12]}" / f"{example.image.stem}.npy"
     if not path.is_file():
@@ -135,7 +135,7 @@ def _exact_clip(model: SonicModel, example: Example, options: GenerationOptions,
             np.save(partial, video)
     rate_hz = model.constants.video.frame_rate_hz
     video_file: Video = stored_video(path, speech_of(example, options), rate_hz)
-    return ExactClip.of(model, example, options, video_file)
+    return ExactClip.of(model, example, options, video_file, clip.face_box)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -48,15 +48,28 @@ class ExactClip:
     report: QualityReport
 
     @classmethod
-    def of(cls, model: SonicModel, example: Example, options: GenerationOptions, video: Video) -> ExactClip:
+    def of(
+        cls,
+        model: SonicModel,
+        example: Example,
+        options: GenerationOptions,
+        video: Video,
+        face_box: Box | None = None,
+    ) -> ExactClip:
         """Judge a video of the published sampler.
+
+        Args:
+            model: the bundle.
+            example, options: what the video shows.
+            video: the video.
+            face_box: of the portrait at the video's size; None detects it.
 
         Raises:
             InputError: the portrait shows no face.
         """
         _, height, width, _ = video.shape
         portrait = portrait_of_size(example.image, width, height)
-        face_box = largest_face(portrait, model, str(example.image))
+        face_box = face_box or largest_face(portrait, model, str(example.image))
         borders = window_borders(model.constants, len(video), model.constants.sampler.steps)
         return cls(
             example,
