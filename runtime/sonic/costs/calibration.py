@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sonic.costs.machines import Machine, machine_at_hand
+from sonic.costs.machines import Machine, efficiency_key, machine_at_hand
 from sonic.engines.base import Engine
 from sonic.errors import BundleError
 from sonic.media.video import save_video
@@ -20,6 +20,8 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
 
     They are above 99 % of the work of any clip; the other submodels are assumed to be as slow as the slowest
     of them.
+
+    The throughput is that of the bundle's own precision.
 
     Each submodel runs at the plan's sizes if that is likely to fit into its share of the time; otherwise the
     UNet is measured with two frames and a batch of one.
@@ -41,8 +43,11 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0) -> Machine:
             for calls in stage.calls:
                 sizes.setdefault(calls.submodel, calls.sizes)
     share = seconds / (len(sizes) + 1)
+    submodels = engine.bundle.manifest.submodels
     efficiency = {
-        name: _measure_flop_per_second(engine, name, axes, share) / 1e9 for name, axes in sizes.items()
+        efficiency_key(name, submodels[name].precision): _measure_flop_per_second(engine, name, axes, share)
+        / 1e9
+        for name, axes in sizes.items()
     }
     efficiency["other"] = min(efficiency.values())
     return machine_at_hand(1, efficiency, _measure_encoding(plan.size, share))
