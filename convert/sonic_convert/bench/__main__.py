@@ -6,148 +6,132 @@ plots.
 
 from __future__ import annotations
 
-import platform
-import tempfile
-from dataclasses import asdict
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
-import torch
 from rich.markdown import Markdown
 
-from sonic.bundle.store import find_bundle
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
 from sonic.errors import InputError
-from sonic.model import load_model
+from sonic.options import MEMORY_MODES
 from sonic.progress import ConsoleProgress
 from sonic.storage.files import write_json
-from sonic_convert.bench.calls import ENGINES, CallTimes, bench_decoder, bench_unet
-from sonic_convert.bench.clips import BatchTimes, CommandRun, bench_batch, generate, write_speech
-from sonic_convert.bench.report import plot_results, write_report
-from sonic_convert.checkpoint.checkpoint import Checkpoint, find_checkpoint
+from sonic_convert.bench.calls import ENGINES
+from sonic_convert.bench.plots import plot_results
+from sonic_convert.bench.report import write_report
+from sonic_convert.bench.suite import PARTS, BenchOptions, run_benchmarks
 
-_DECODED_FRAMES = 2  # few, to be quick; a clip is decoded in chunks of eight
-ASSETS = Path(__file__).parents[1] / "assets"
+PATH = click.Path(path_type=Path)
+_Number = TypeVar("_Number", int, float)
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("bundle")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True,
-              help="Folder of the results.")  # fmt: skip
-@click.option("--work", type=click.Path(path_type=Path),
-              help="Work folder of the conversion, for its unfused graph [BUNDLE.work].")  # fmt: skip
-@click.option("--also", type=click.Path(path_type=Path), multiple=True,
-              help="A bundle of another precision, timed too; may be repeated.")  # fmt: skip
-@click.option("--engine", "engines", type=click.Choice(ENGINES), multiple=True,
-              help="Time only this engine beside the bundles; may be repeated [all].")  # fmt: skip
-@click.option("--frames", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--resolution", type=click.IntRange(64), default=256, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--lengths", default="6,15,30,60", show_default=True, help="Seconds of the clips.")
+@click.option("--output", type=PATH, default=Path("build/bench"), show_default=True, help="Results' folder.")
 @click.option(
-    "--clips/--no-clips", default=True, help="Also time whole clips, not only one call of the UNet [on]."
+    "--only",
+    "parts",
+    type=click.Choice(PARTS),
+    multiple=True,
+    help="Measure only one call of the UNet; clips of several lengths, and a batch; clips by preset and "
+    "precision; or several processes at once. May be repeated [all].",
 )
+@click.option("--also", multiple=True, help="A bundle of another precision, too; may be repeated.")
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(ENGINES),
+    multiple=True,
+    help="Time only this engine beside the bundles; may be repeated [all].",
+)
+@click.option(
+    "--resolution",
+    "resolution_pixels",
+    type=click.IntRange(64),
+    default=256,
+    show_default=True,
+    help="calls, presets, company: pixels.",
+)
+@click.option("--work", type=PATH, help="calls: work folder of the conversion [BUNDLE.work].")
+@click.option("--frames", type=click.IntRange(1), default=8, show_default=True, help="calls: frames.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="calls: timed runs.")
+@click.option("--lengths", default="6,15,30,60", show_default=True, help="clips: seconds of speech.")
+@click.option(
+    "--speed",
+    "speeds",
+    multiple=True,
+    help="presets, company: only this preset, or NAME:PRESET for the bundle of that name; may be repeated "
+    "[presets: all; company: fast].",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    help="presets, company: seconds of speech.",
+)
+@click.option("--memory", type=click.Choice(MEMORY_MODES), help="presets, company: memory mode.")
+@click.option(
+    "--clip-repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="presets, company: timed runs.",
+)
+@click.option(
+    "--torch-steps",
+    type=click.IntRange(1),
+    help="presets: denoise so many steps in PyTorch, and multiply their time [all steps].",
+)
+@click.option("--processes", default="1,2,4", show_default=True, help="company: processes at once.")
 def main(
-    checkpoint: str,
-    bundle: str,
     output: Path,
-    work: Path | None,
-    also: tuple[Path, ...],
+    parts: tuple[str, ...],
     engines: tuple[str, ...],
-    frames: int,
-    resolution: int,
-    repeats: int,
     lengths: str,
-    clips: bool,
+    processes: str,
+    **values: Any,
 ) -> None:
-    """Time one UNet call in PyTorch, ONNX Runtime and OpenVINO, and clips of BUNDLE.
+    """Time BUNDLE beside PyTorch, ONNX Runtime and OpenVINO: calls, whole clips, presets, and company.
 
-    With --also, time the VAE decoder too.
+    With --also, time bundles of other precisions and the VAE decoder too.
     """
     with user_errors():
-        progress = ConsoleProgress()
-        seconds = _parse_lengths(lengths)
+        options = BenchOptions(
+            parts=parts or PARTS,
+            engines=engines or ENGINES,
+            lengths=_numbers("lengths", lengths, float, 2, "two numbers of seconds or more, such as 6,60"),
+            processes=_numbers("processes", processes, int, 1, "numbers of processes, such as 1,2,4"),
+            **values,
+        )
         output.mkdir(parents=True, exist_ok=True)
-        opened, found = Checkpoint.open(find_checkpoint(checkpoint)), find_bundle(bundle)
-        work = work or found.with_name(f"{found.name}.work")
-        unfused = work / "unet" / "simplified" / "model.onnx"
-        engines = engines or ENGINES
-        if "unfused" in engines and not unfused.is_file():
-            click.echo(f"note: there is no {unfused}, so the unfused graph is left out (--work)", err=True)
-        model, others = load_model(found), [load_model(other) for other in also]
-        times = bench_unet(
-            opened, model, unfused if unfused.is_file() else None, frames, resolution, repeats, progress,
-            others, engines,
-        )  # fmt: skip
-        decoder = None
-        if others:
-            decoder = bench_decoder(model, others, _DECODED_FRAMES, resolution, repeats, progress)
-        runs: dict[float, CommandRun] = {}
-        batch = None
-        if clips:
-            runs, batch = _bench_clips(found, seconds, progress)
-        _write_json(output / "results.json", times, decoder, runs, batch)
-        report = write_report(output / "report.md", machine_name(), found.name, times, decoder, runs, batch)
-        plot_results(output, times, runs)
+        results = run_benchmarks(options, ConsoleProgress())
+        write_json(output / "results.json", results.to_json())
+        report = write_report(output / "report.md", results)
+        plot_results(output, results)
     console().print(Markdown(report))
 
 
-def _parse_lengths(text: str) -> list[float]:
+def _numbers(
+    name: str, text: str, kind: Callable[[str], _Number], least: int, wanted: str
+) -> tuple[_Number, ...]:
+    """Numbers of at least 1 that are separated by commas, sorted.
+
+    Raises:
+        InputError: they are others, or fewer than `least`.
+    """
     try:
-        seconds = sorted({float(part) for part in text.split(",")})
+        numbers = sorted({kind(part) for part in text.split(",")})
     except ValueError:
-        seconds = []
-    if len(seconds) < 2 or seconds[0] < 1:
-        raise InputError(f"lengths is {text!r}, but should be two numbers of seconds or more, such as 6,60")
-    return seconds
-
-
-def _bench_clips(
-    bundle: Path, lengths: list[float], progress: ConsoleProgress
-) -> tuple[dict[float, CommandRun], BatchTimes]:
-    image = ASSETS / "portrait.png"
-    with tempfile.TemporaryDirectory(prefix="sonic-bench-") as name:
-        folder = Path(name)
-        runs = {}
-        with progress.stage("clips", len(lengths)) as advance:
-            for seconds in lengths:
-                speech = folder / f"speech{seconds:g}.wav"
-                write_speech(ASSETS / "speech.wav", seconds, speech)
-                runs[seconds] = generate(bundle, image, speech, folder / f"clip{seconds:g}.mp4")
-                advance()
-        with progress.stage("batch", 1) as advance:
-            batch = bench_batch(bundle, image, ASSETS / "speech.wav", 4, folder, "--memory", "fast")
-            advance()
-    return runs, batch
-
-
-def _write_json(
-    path: Path,
-    times: CallTimes,
-    decoder: CallTimes | None,
-    runs: dict[float, CommandRun],
-    batch: BatchTimes | None,
-) -> None:
-    values = {
-        "machine": machine_name(),
-        "unet": asdict(times),
-        "vae_decoder": None if decoder is None else asdict(decoder),
-        "clips": {f"{seconds:g}": asdict(run) for seconds, run in runs.items()},
-        "batch": None if batch is None else asdict(batch),
-    }
-    write_json(path, values)
-
-
-def machine_name() -> str:
-    """The processor's name, and the number of threads that PyTorch uses."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {torch.get_num_threads()} threads"
+        numbers = []
+    if len(numbers) < least or numbers[0] < 1 or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name} is {text!r}, but should be {wanted}")
+    return tuple(numbers)
 
 
 if __name__ == "__main__":

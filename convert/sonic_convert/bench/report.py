@@ -1,4 +1,4 @@
-"""The results of the benchmarks as Markdown and as plots."""
+"""The results of the benchmarks as Markdown."""
 
 from __future__ import annotations
 
@@ -7,53 +7,36 @@ from pathlib import Path
 
 from sonic.storage.files import replace_file
 from sonic_convert.bench.calls import BUNDLE, PYTORCH, CallTimes
-from sonic_convert.bench.clips import BatchTimes, CommandRun
+from sonic_convert.bench.clips import BatchTimes
+from sonic_convert.bench.commands import CommandRun
+from sonic_convert.bench.company import CompanyTimes
+from sonic_convert.bench.presets import PresetTimes
+from sonic_convert.bench.suite import Results
 
 _AFTER_DENOISING = "frames"  # the stage that decodes and encodes them
 
 
-def write_report(
-    path: Path,
-    machine: str,
-    bundle: str,
-    times: CallTimes,
-    decoder: CallTimes | None,
-    runs: Mapping[float, CommandRun],
-    batch: BatchTimes | None,
-) -> str:
+def write_report(path: Path, results: Results) -> str:
     """Write and return the report."""
-    lines = [f"Bundle {bundle}; {machine}.", "", *_table("One UNet call, 1 x", times)]
-    if decoder is not None:
-        lines += ["", *_table("One call of the VAE decoder,", decoder)]
-    if runs:
-        shortest = min(runs)
-        lines += [
-            "",
-            "Whole commands, `sonic generate`:",
-            "",
-            "| speech | seconds | peak MB | seconds, ratio | memory, ratio | frames and encoding |",
-            "|---|---|---|---|---|---|",
-        ]
-        for length, run in runs.items():
-            after = run.stages.get(_AFTER_DENOISING, 0.0)
-            lines.append(
-                f"| {length:g} s | {run.seconds:.1f} | {run.peak_bytes / 1e6:.0f} | "
-                f"{run.seconds / runs[shortest].seconds:.2f} | "
-                f"{run.peak_bytes / runs[shortest].peak_bytes:.2f} | {after / run.seconds:.1%} |"
-            )
-    if batch is not None:
-        lines += [
-            "",
-            f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch "
-            f"{batch.together_seconds:.1f} s, {batch.apart_seconds / batch.together_seconds:.2f} times the "
-            "throughput (--memory fast).",
-        ]
-    text = "\n".join(lines) + "\n"
+    sections = [[f"Bundle {results.bundle}; {results.machine}."]]
+    if results.unet is not None:
+        sections.append(_calls("One UNet call, 1 x", results.unet))
+    if results.vae_decoder is not None:
+        sections.append(_calls("One call of the VAE decoder,", results.vae_decoder))
+    if results.clips:
+        sections.append(_lengths(results.clips))
+    if results.batch is not None:
+        sections.append([_batch(results.batch)])
+    if results.presets is not None:
+        sections.append(_presets(results.presets))
+    if results.company:
+        sections.append(_company(results.company))
+    text = "\n\n".join("\n".join(lines) for lines in sections) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return text
 
 
-def _table(title: str, times: CallTimes) -> list[str]:
+def _calls(title: str, times: CallTimes) -> list[str]:
     lines = [
         f"{title} {times.frames} frames at {times.resolution_pixels} pixels, "
         f"{len(times.seconds[BUNDLE])} alternating runs:",
@@ -71,59 +54,79 @@ def _table(title: str, times: CallTimes) -> list[str]:
     return lines
 
 
-def plot_results(folder: Path, times: CallTimes, runs: Mapping[float, CommandRun]) -> list[Path]:
-    """Plot the engines, and for clips the time by stage, memory over time, and time over length."""
-    from matplotlib.figure import Figure
-
-    paths: list[Path] = []
-
-    def save(figure: Figure, name: str) -> None:
-        paths.append(folder / f"{name}.png")
-        replace_file(paths[-1], lambda partial: figure.savefig(partial, dpi=120, bbox_inches="tight"))
-
-    figure = Figure(figsize=(6, 0.6 + 0.4 * len(times.seconds)))
-    axes = figure.subplots()
-    axes.barh(list(times.seconds), [times.median(engine) for engine in times.seconds])
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds for one UNet call (median)")
-    save(figure, "engines")
-    if not runs:
-        return paths
-
-    figure = Figure(figsize=(6, 0.6 + 0.4 * len(runs)))
-    axes = figure.subplots()
-    labels = [f"{length:g} s" for length in runs]
-    left = [0.0] * len(runs)
-    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run.stages))
-    for stage in stages:
-        shares = [run.stages.get(stage, 0.0) / run.seconds for run in runs.values()]
-        axes.barh(labels, shares, left=left, label=stage)
-        left = [start + share for start, share in zip(left, shares, strict=True)]
-    axes.barh(labels, [1 - start for start in left], left=left, label="start and end", color="lightgrey")
-    axes.invert_yaxis()
-    axes.set_xlabel("share of the time")
-    axes.set_ylabel("length of the clip")
-    axes.legend(bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
-    save(figure, "stages")
-
-    figure = Figure(figsize=(6, 3))
-    axes = figure.subplots()
+def _lengths(runs: Mapping[float, CommandRun]) -> list[str]:
+    shortest = min(runs)
+    lines = [
+        "Whole commands, `sonic generate`:",
+        "",
+        "| speech | seconds | peak MB | seconds, ratio | memory, ratio | frames and encoding |",
+        "|---|---|---|---|---|---|",
+    ]
     for length, run in runs.items():
-        ticks, sizes = zip(*run.memory, strict=True)
-        shares, megabytes = [tick / run.seconds for tick in ticks], [size / 1e6 for size in sizes]
-        axes.plot(shares, megabytes, label=f"{length:g} s")
-    axes.set_xlabel("share of the run's time")
-    axes.set_ylabel("resident memory in MB")
-    axes.set_ylim(0)
-    axes.legend(title="clip", frameon=False)
-    save(figure, "memory")
+        after = run.stages.get(_AFTER_DENOISING, 0.0)
+        lines.append(
+            f"| {length:g} s | {run.seconds:.1f} | {run.peak_bytes / 1e6:.0f} | "
+            f"{run.seconds / runs[shortest].seconds:.2f} | "
+            f"{run.peak_bytes / runs[shortest].peak_bytes:.2f} | {after / run.seconds:.1%} |"
+        )
+    return lines
 
-    figure = Figure(figsize=(5, 3))
-    axes = figure.subplots()
-    axes.plot(list(runs), [run.seconds for run in runs.values()], "o-")
-    axes.set_xlabel("seconds of speech")
-    axes.set_ylabel("seconds of the run")
-    axes.set_xlim(0)
-    axes.set_ylim(0)
-    save(figure, "length")
-    return paths
+
+def _batch(batch: BatchTimes) -> str:
+    return (
+        f"{batch.clips} clips: one command after another {batch.apart_seconds:.1f} s, one batch "
+        f"{batch.together_seconds:.1f} s, {batch.apart_seconds / batch.together_seconds:.2f} times the "
+        "throughput."
+    )
+
+
+def _presets(times: PresetTimes) -> list[str]:
+    lines = [
+        f"Whole clips by preset and precision, portrait to MP4, each a process of its own: "
+        f"{times.speech_seconds:g} s of speech at {times.resolution_pixels} pixels, "
+        f"alternating runs of each: {len(times.presets[0].seconds)}",
+        "",
+        "| bundle, preset | evaluations | median s | fastest s | denoising s | times PyTorch | "
+        "times real time | peak GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    published = times.published
+    for runs in ([] if published is None else [published]) + times.presets:
+        beside_torch = "" if published is None else f"{runs.speed_up(published):.2f}"
+        real_time = times.speech_seconds / runs.median
+        lines.append(
+            f"| {runs.title} | {runs.evaluations} | {runs.median:.1f} | {min(runs.seconds):.1f} | "
+            f"{runs.denoising_seconds:.1f} | {beside_torch} | {real_time:.3g} | "
+            f"{runs.peak_bytes / 1e9:.2f} |"
+        )
+    if published is not None:
+        lines += ["", _source(times)]
+    return lines
+
+
+def _source(times: PresetTimes) -> str:
+    """How PyTorch's time was found."""
+    if times.measured_steps == times.steps:
+        return f"PyTorch: full runs of the published sampler with {times.steps} steps."
+    return (
+        f"PyTorch: full runs with {times.measured_steps} of the published sampler's {times.steps} steps; "
+        f"the time of denoising was multiplied by {times.steps}/{times.measured_steps}, all else is as "
+        "measured."
+    )
+
+
+def _company(company: list[CompanyTimes]) -> list[str]:
+    lines = [
+        f"Several processes of `sonic generate` at once, each with the same clip, alternating "
+        f"runs of each number: {len(company[0].seconds[1])}",
+        "",
+        "| bundle, preset | processes | median s until the last ends | fastest s | throughput of one alone |",
+        "|---|---|---|---|---|",
+    ]
+    for times in company:
+        for count, seconds in times.seconds.items():
+            lines.append(
+                f"| {times.title} | {count} | {times.median(count):.1f} | {min(seconds):.1f} | "
+                f"{times.throughput(count):.2f} |"
+            )
+    return lines

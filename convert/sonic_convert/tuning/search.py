@@ -1,7 +1,7 @@
 """Searches plans on recorded trajectories: which noise levels, and which guidance branches at each.
 
-    for plan in search_plans(trajectories, maximum_evaluations=40):
-        print(plan.preset.evaluations, plan.predicted_error)
+    for alternatives in search_plans(trajectories, maximum_evaluations=40):
+        print([(plan.preset.evaluations, plan.predicted_error) for plan in alternatives])
 
 The error of a plan is predicted as a sum over its steps, so that dynamic programming finds the best plan for
 every number of evaluations. A step from level s to t contributes
@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from sonic.bundle.presets import BRANCH_SETS, SpeedPreset, StepRule
 from sonic_convert.tuning.trajectory import Trajectory
 
-SIGMA_DATA = 0.5  # Karras et al. (2022), table 1
+#: Karras et al. (2022), table 1, and about the standard deviation of Stable Video Diffusion's latents. Neither
+#: is the better one for all checkpoints and budgets, so that plans of both are tried.
+SIGMAS_DATA = (0.5, 1.0)
 #: Errors of guidance count more than those of straight lines: they have one sign, so that steps add them up.
 GUIDANCE_WEIGHT = 2.0
 
@@ -45,23 +47,32 @@ class PredictedPlan:
     predicted_error: float
 
 
-def search_plans(trajectories: Sequence[Trajectory], maximum_evaluations: int) -> list[PredictedPlan]:
-    """The plan with the smallest predicted error for every number of evaluations, the cheapest first.
+def search_plans(
+    trajectories: Sequence[Trajectory], maximum_evaluations: int
+) -> list[tuple[PredictedPlan, ...]]:
+    """The plans with the smallest predicted error for every number of evaluations, the cheapest first.
 
-    A number whose best plan is no better than one with fewer evaluations is left out.
+    Each number has a plan for every value of `SIGMAS_DATA`, unless they agree, or one with fewer evaluations
+    is predicted to be as good.
 
     Args:
         trajectories: of at least one clip, all at the same levels and guidance scales.
         maximum_evaluations: of the UNet per window, at least 1.
     """
     statistics = _Statistics.of(trajectories)
-    table = _Table(statistics, maximum_evaluations)
-    plans: list[PredictedPlan] = []
-    for evaluations in range(1, maximum_evaluations + 1):
-        error = table.error(evaluations)
-        if np.isfinite(error) and (not plans or error < plans[-1].predicted_error):
-            plans.append(PredictedPlan(statistics.preset(table.choices(evaluations)), error))
-    return plans
+    plans: dict[int, list[PredictedPlan]] = {}
+    for sigma_data in SIGMAS_DATA:
+        table = _Table(statistics, maximum_evaluations, sigma_data)
+        smallest = np.inf
+        for evaluations in range(1, maximum_evaluations + 1):
+            error = table.error(evaluations)
+            if error < smallest:
+                smallest = error
+                preset = statistics.preset(table.choices(evaluations))
+                known = plans.setdefault(evaluations, [])
+                if all(plan.preset != preset for plan in known):
+                    known.append(PredictedPlan(preset, error))
+    return [tuple(plans[evaluations]) for evaluations in sorted(plans)]
 
 
 @dataclass(frozen=True)
@@ -105,9 +116,9 @@ class _Statistics:
         left = np.maximum(squares[:, None] - explained, 0.0)
         return np.hstack([left, squares[:, None]]) * self.weights[difference][:, None]
 
-    def reach(self) -> NDArray[np.float64]:
+    def reach(self, sigma_data: float) -> NDArray[np.float64]:
         """(levels + 1,): the share of a squared error at a level that reaches the result."""
-        share: NDArray[np.float64] = 1 / (1 + (self.sigmas / SIGMA_DATA) ** 2)
+        share: NDArray[np.float64] = 1 / (1 + (self.sigmas / sigma_data) ** 2)
         return share
 
     def guidance_gain(self) -> NDArray[np.float64]:
@@ -155,13 +166,13 @@ class _Table:
     last (the number of levels stands for never).
     """
 
-    def __init__(self, statistics: _Statistics, maximum_evaluations: int) -> None:
+    def __init__(self, statistics: _Statistics, maximum_evaluations: int, sigma_data: float) -> None:
         self._levels = levels = len(statistics.sigmas) - 1
         shape = (maximum_evaluations + 1, levels + 1, levels + 1, levels + 1)
         self._errors = np.full(shape, np.inf)
         self._previous = np.full((*shape, 4), -1, np.int16)  # level, the two sources, branches
         self._errors[0, 0, levels, levels] = 0.0
-        reach = statistics.reach()
+        reach = statistics.reach(sigma_data)
         straight = statistics.straight * reach
         gain = GUIDANCE_WEIGHT * statistics.guidance_gain() * reach
         residuals = [statistics.residuals(difference) for difference in range(2)]

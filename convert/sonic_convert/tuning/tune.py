@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ TUNED_CLIPS = 2
 BUDGET_SHARE = 0.8
 #: Plans are searched up to this share of the published sampler's evaluations; beyond, little is saved.
 LARGEST_SHARE = 0.6
-CANDIDATES = 10  # about how many plans are judged
-_TUNING_VERSION = "1"
+CANDIDATES = 12  # about how many plans are judged
+_TUNING_VERSION = "2"
 _LARGEST_FACTOR_CHANGE = 1.5  # of the audio guidance, to restore the mouth's amplitude
 
 
@@ -282,7 +282,9 @@ class Tuner:
         )
         return ExactClip.of(self._model, example, self._options.clip, stored)
 
-    def _judge(self, plan: PredictedPlan, clips: Sequence[ExactClip], advance: Any) -> Candidate:
+    def _judge(
+        self, plan: PredictedPlan, clips: Sequence[ExactClip], advance: Callable[[], None]
+    ) -> Candidate:
         name = _name_of(plan.preset)
         if name not in self._measured:
             measures = tuple(self._measure(plan.preset, index, clip) for index, clip in enumerate(clips))
@@ -320,13 +322,16 @@ class Tuner:
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:12]
 
 
+Judge = Callable[[PredictedPlan], Candidate]
+
+
 class _Choice:
     """Chooses the cheapest plan that keeps a budget, judging as few as possible.
 
     Plans with more evaluations are taken to be better, so that bisection finds the border.
     """
 
-    def __init__(self, plans: Sequence[PredictedPlan], judge: Any) -> None:
+    def __init__(self, plans: Sequence[tuple[PredictedPlan, ...]], judge: Judge) -> None:
         self._plans, self._judge = plans, judge
 
     def cheapest(self, name: SpeedName, budget: QualityBudget, at_least_evaluations: int = 0) -> Candidate:
@@ -336,7 +341,11 @@ class _Choice:
             InputError: none does.
         """
         first = next(
-            (i for i, plan in enumerate(self._plans) if plan.preset.evaluations >= at_least_evaluations),
+            (
+                i
+                for i, (plan, *_) in enumerate(self._plans)
+                if plan.preset.evaluations >= at_least_evaluations
+            ),
             len(self._plans),
         )
         low, high = first - 1, len(self._plans)
@@ -347,7 +356,7 @@ class _Choice:
         while high - low > 1:
             index = min(tried, high - 1) if found is None else (low + high) // 2
             candidate = self._kept(self._plans[index], budget)
-            last = self._judge(self._plans[index])
+            last = self._judge(self._plans[index][0])
             if candidate is not None:
                 found, high = candidate, index
             else:
@@ -357,18 +366,19 @@ class _Choice:
             raise InputError(_no_plan(name, budget, last))
         return found
 
-    def _kept(self, plan: PredictedPlan, budget: QualityBudget) -> Candidate | None:
-        """A plan as judged, or with another audio guidance, if it keeps the budget; None if neither does."""
-        candidate: Candidate = self._judge(plan)
-        broken = budget.broken(candidate.mean, BUDGET_SHARE)
-        if not broken:
-            return candidate
-        if broken != ["amplitude"] or not plan.preset.guides_audio:
-            return None
-        factor = _compensating_factor(candidate.mean.mouth)
-        changed = replace(plan, preset=replace(plan.preset, audio_guidance_factor=factor))
-        candidate = self._judge(changed)
-        return None if budget.broken(candidate.mean, BUDGET_SHARE) else candidate
+    def _kept(self, alternatives: Sequence[PredictedPlan], budget: QualityBudget) -> Candidate | None:
+        """The first plan that keeps the budget, as it is or with another audio guidance, if any does."""
+        for plan in alternatives:
+            candidate = self._judge(plan)
+            broken = budget.broken(candidate.mean, BUDGET_SHARE)
+            if broken == ["amplitude"] and plan.preset.guides_audio:
+                factor = _compensating_factor(candidate.mean.mouth)
+                preset = replace(plan.preset, audio_guidance_factor=factor)
+                candidate = self._judge(replace(plan, preset=preset))
+                broken = budget.broken(candidate.mean, BUDGET_SHARE)
+            if not broken:
+                return candidate
+        return None
 
 
 def _compensating_factor(mouth: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sonic.costs.machines import Machine, machine_at_hand
+from sonic.costs.machines import Machine, efficiency_key, machine_at_hand
 from sonic.engines.base import Engine, Parallelism
 from sonic.errors import BundleError
 from sonic.execution import choose_execution
@@ -23,6 +23,8 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0, run: RunOpt
 
     They are above 99 % of the work of any clip; the other submodels are assumed to be as slow as the slowest
     of them.
+
+    The throughput is that of the bundle's own precision.
 
     Each submodel runs at the plan's sizes if that is likely to fit into its share of the time; otherwise the
     UNet is measured with two frames and a batch of one.
@@ -46,8 +48,12 @@ def calibrate(engine: Engine, plan: ClipPlan, seconds: float = 10.0, run: RunOpt
                 sizes.setdefault(calls.submodel, calls.sizes)
     share = seconds / (len(sizes) + 1)
     execution = choose_execution(engine.bundle.manifest, [plan], run)
+    submodels = engine.bundle.manifest.submodels
     efficiency = {
-        name: _measure_flop_per_second(engine, name, axes, share, execution.of(name)) / 1e9
+        efficiency_key(name, submodels[name].precision): _measure_flop_per_second(
+            engine, name, axes, share, execution.of(name)
+        )
+        / 1e9
         for name, axes in sizes.items()
     }
     efficiency["other"] = min(efficiency.values())

@@ -87,9 +87,9 @@ def test_trajectory_is_the_clips_own(
     assert np.abs(recorded.audio_differences).max() > 0 and np.abs(recorded.image_differences).max() > 0
 
 
-def _plans(count: int) -> list[PredictedPlan]:
+def _plans(count: int) -> list[tuple[PredictedPlan, ...]]:
     return [
-        PredictedPlan(SpeedPreset(tuple(StepRule(700.0 - step) for step in range(number))), 1.0 / number)
+        (PredictedPlan(SpeedPreset(tuple(StepRule(700.0 - step) for step in range(number))), 1.0 / number),)
         for number in range(1, count + 1)
     ]
 
@@ -126,10 +126,14 @@ def test_plan_that_nothing_reaches_is_named() -> None:
         _Choice(_plans_of_one_branch(20), Judge()).cheapest("fast", QualityBudget(ssim=0.999))
 
 
-def _plans_of_one_branch(count: int) -> list[PredictedPlan]:
+def _plans_of_one_branch(count: int) -> list[tuple[PredictedPlan, ...]]:
     return [
-        replace(plan, preset=SpeedPreset(tuple(replace(step, branches=(2,)) for step in plan.preset.steps)))
-        for plan in _plans(count)
+        (
+            replace(
+                plan, preset=SpeedPreset(tuple(replace(step, branches=(2,)) for step in plan.preset.steps))
+            ),
+        )
+        for (plan,) in _plans(count)
     ]
 
 
