@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from sonic.bundle.presets import BRANCH_SETS, SpeedPreset, StepRule
 from sonic_convert.tuning.trajectory import Trajectory
 
-#: Karras et al. (2022), table 1, and about the standard deviation of Stable Video Diffusion's latents. Neither
-#: is the better one for all checkpoints and budgets, so that plans of both are tried.
+#: Karras et al. (2022), table 1, and about the standard deviation of Stable Video Diffusion's latents.
+#: Neither is the better one for all checkpoints and budgets, so that plans of both are tried.
 SIGMAS_DATA = (0.5, 1.0)
 #: Errors of guidance count more than those of straight lines: they have one sign, so that steps add them up.
 GUIDANCE_WEIGHT = 2.0
