@@ -289,7 +289,8 @@ class Tuner:
         if name not in self._measured:
             measures = tuple(self._measure(plan.preset, index, clip) for index, clip in enumerate(clips))
             self._measured[name] = Candidate(plan.preset, plan.predicted_error, measures)
-            advance()
+            if len(self._measured) < CANDIDATES:  # the bar is full when the last one is judged
+                advance()
         return self._measured[name]
 
     def _measure(self, preset: SpeedPreset, index: int, clip: ExactClip) -> Measures:
