@@ -21,6 +21,7 @@ from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
 from sonic.diffusion.steps import Guidance
+from sonic.media.audio import load_sound
 from sonic.media.video import Video
 from sonic.model import SonicModel, load_model
 from sonic.options import GenerationOptions
@@ -44,6 +45,7 @@ def evaluate_presets(
     clips: int,
     out: Path,
     progress: ConsoleProgress,
+    most_seconds: float | None = None,
 ) -> dict[SpeedName, list[Measures]]:
     """Generate held-out clips with presets, and measure them beside the reference's `exact` ones.
 
@@ -55,6 +57,7 @@ def evaluate_presets(
         clips: how many, of 2 to 8 seconds.
         out: folder of the inputs and of the exact clips, which a later run takes from there.
         progress: shows the clips.
+        most_seconds: how much of each clip to use, None for all.
 
     Returns:
         The measures of every clip, by preset.
@@ -68,7 +71,7 @@ def evaluate_presets(
     measures: dict[SpeedName, list[Measures]] = {name: [] for name in speeds}
     with progress.stage("held-out clips", clips * (1 + len(speeds))) as advance:
         for clip in held_out:
-            exact = _exact_clip(reference, clip, options, out)
+            exact = _exact_clip(reference, clip, _cut(options, clip, most_seconds), out)
             advance()
             for name in speeds:
                 found, _ = judge_plan(model, model.manifest.speeds.presets[name], exact)
@@ -118,6 +121,15 @@ def presets_table(
     return table
 
 
+def _cut(options: GenerationOptions, clip: HeldOutClip, most_seconds: float | None) -> GenerationOptions:
+    seconds = load_sound(clip.speech).duration_seconds
+    return (
+        options
+        if most_seconds is None or most_seconds >= seconds
+        else replace(options, duration=most_seconds)
+    )
+
+
 def _evaluations(model: SonicModel, options: GenerationOptions, speed: SpeedName) -> int:
     steps = denoising_steps(model.manifest, replace(options, speed=speed))
     return sum(len(step.branches) for step in steps)
@@ -156,6 +168,7 @@ def _exact_clip(model: SonicModel, clip: HeldOutClip, options: GenerationOptions
     show_default=True,
     help="Number of held-out clips of 2 to 8 s.",
 )
+@click.option("--seconds", type=float, help="Use at most so many seconds of each clip [all].")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -171,6 +184,7 @@ def main(
     image_guidance: float | None,
     audio_guidance: float | None,
     clips: int,
+    seconds: float | None,
     out: Path,
 ) -> None:
     """Evaluate the speed presets of BUNDLE on held-out voices, sentences and people."""
@@ -180,7 +194,9 @@ def main(
             model = with_presets(model, read_speeds(presets))
         options = GenerationOptions(image_guidance=image_guidance, audio_guidance=audio_guidance)
         judged_by = model if reference is None else load_model(reference)
-        found = evaluate_presets(model, judged_by, speeds or PRESETS, options, clips, out, ConsoleProgress())
+        found = evaluate_presets(
+            model, judged_by, speeds or PRESETS, options, clips, out, ConsoleProgress(), seconds
+        )
         scales = Guidance.of(model.constants.sampler, image_guidance, audio_guidance)
         title = f"{bundle}: {clips} held-out clips, guidance {scales.image[0]:g} and {scales.audio[0]:g}"
         console().print(presets_table(model, options, found, title))

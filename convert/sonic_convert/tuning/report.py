@@ -117,7 +117,7 @@ def _frontier(tuning: Tuning) -> Figure:
                 axis.plot(preset.evaluations, value, "o", color="C0")
                 axis.annotate(
                     "\n".join(names[preset]), (preset.evaluations, value), textcoords="offset points",
-                    xytext=(6, 2), fontsize=8,
+                    xytext=(6, 2), fontsize=8, rotation=30,
                 )  # fmt: skip
         axis.set_ylabel(label)
         axis.set_xlabel(f"evaluations a window (exact: {tuning.exact_evaluations})")
