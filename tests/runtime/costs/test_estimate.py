@@ -23,7 +23,7 @@ from sonic.costs.machines import MACHINES, combine, find_machine, machine_at_han
 from sonic.engines.watched import Call
 from sonic.execution import Resources, choose_execution
 from sonic.memory import peak_memory
-from sonic.options import GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip, plan_square_clip
 from sonic.storage.files import write_json
 
@@ -93,8 +93,9 @@ def test_the_fast_mode_counts_the_calls_that_there_are(model) -> None:
         execution = choose_execution(model.manifest, [plan] * together, run, Resources(cores))
         return peak_memory(model.manifest, plan, execution.calls_at_once, together)[1]
 
-    assert needed(1) < needed(2) < needed(6) == needed(64)
-    assert needed(64) < needed(6, together=4) < needed(64, together=4)
+    # Six calls of the UNet, seven of the decoder, 49 of the interpolator: more cores have nothing to do.
+    assert needed(1) < needed(2) < needed(6) <= needed(49) == needed(64)
+    assert needed(64) < needed(64, together=4)
 
 
 def test_calibration_measures_this_machine(model) -> None:
@@ -292,7 +293,7 @@ def test_machines_of_one_name_have_their_rows(small, tmp_path: Path) -> None:
 
 
 def test_this_machine_is_measured_and_saved(small, int8: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(calibrate, "__defaults__", (0.2,))
+    monkeypatch.setattr(calibrate, "__defaults__", (0.2, AUTOMATIC))
     path = tmp_path / "mine.json"
     arguments = [str(small.bundle), "--resolution=64", "--duration=1"]
     output = estimated(*arguments, "--calibrate", f"--save={path}")

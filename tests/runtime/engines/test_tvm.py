@@ -215,7 +215,7 @@ def test_weights_are_mapped(tmp_path: Path, opened: Callable[..., TvmSession]) -
 def test_an_observer_sees_whole_calls(opened: Callable[..., TvmSession]) -> None:
     calls: list[Call] = []
     x, z = normal(1, 30, 4), normal(1, 8)
-    engine: Any = SimpleNamespace(bundle=None, open=lambda submodel: opened(ROWS))
+    engine: Any = SimpleNamespace(bundle=None, open=lambda submodel, parallelism: opened(ROWS))
     with WatchedEngine(engine, calls.append).open("audio2token") as session:
         outputs = session.run({"x": x, "z": z}, window=3)
     (call,) = calls
