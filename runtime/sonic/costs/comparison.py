@@ -23,7 +23,8 @@ class Projection:
     """One clip on one machine.
 
     Attributes:
-        bundle, manifest: the bundle, by the name that tells it from the others.
+        bundle: the name that tells the bundle from the others.
+        manifest: the bundle's.
         speed: the preset, or None where the denoising steps were given.
         chosen: whether the clip has this preset if none is asked for, or the steps that were given.
         plan: the clip's.
