@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.presets import UNTUNED, SpeedPreset, SpeedPresets
 from sonic.errors import InputError
 from sonic_convert.checkpoint.checkpoint import COMPONENTS, Checkpoint
 from sonic_convert.checkpoint.tensor_files import load_strict, read_tensors
@@ -273,6 +274,18 @@ def test_values_that_cannot_work_together(copy: Path, file: str, key: str, value
         Checkpoint.open(copy)
     assert str(copy / file) in str(caught.value)
     assert f"'{key}'" in str(caught.value)
+
+
+def test_presets_come_with_a_tuned_checkpoint(copy: Path) -> None:
+    assert Checkpoint.open(copy).speeds == UNTUNED
+    own = SpeedPresets("fast", {name: SpeedPreset.at_levels((700.0, 1.0)) for name in UNTUNED.presets})
+    path = copy / "Sonic/speeds.json"
+    path.write_text(json.dumps(own.to_json()))
+    assert Checkpoint.open(copy).speeds == own
+    path.write_text(json.dumps(own.to_json() | {"default": "slow"}))
+    with pytest.raises(InputError, match="'default' is 'slow'") as caught:
+        Checkpoint.open(copy)
+    assert str(path) in str(caught.value)
 
 
 def test_overrides_reach_numbers_and_tuples(copy: Path) -> None:
