@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sonic
 from sonic.bundle.constants import Constants, SamplerConstants
 from sonic.bundle.manifest import Manifest
-from sonic.bundle.presets import BRANCH_SETS, SpeedPreset, StepRule
+from sonic.bundle.presets import BRANCH_SETS, UNTUNED, SpeedPreset, StepRule
 from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.cli.main import main
 from sonic.diffusion.plan import DenoisingPlan, RingWindows, plan_denoising
@@ -30,7 +30,8 @@ PUBLISHED = published_steps(25, CONSTANTS.sampler)
 
 @pytest.fixture(scope="module")
 def tiny() -> Manifest:
-    return open_bundle(PACKAGED_BUNDLES / "sonic-tiny", check_digests=False).manifest
+    manifest = open_bundle(PACKAGED_BUNDLES / "sonic-tiny", check_digests=False).manifest
+    return replace(manifest, speeds=UNTUNED)
 
 
 def step_rules() -> st.SearchStrategy[list[StepRule]]:
