@@ -23,8 +23,9 @@ from PIL import Image
 from sonic.bundle.constants import Constants
 from sonic.diffusion import decoding
 from sonic.diffusion.conditioning import AudioConditioning, condition_on_audio, frame_count
+from sonic.diffusion.denoising import denoise_together
 from sonic.diffusion.noise import check_noise, draw_frames, load_noise
-from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.diffusion.sampler import ClipCondition, ClipSampler
 from sonic.engines.base import Engine
 from sonic.errors import InputError
 from sonic.execution import Execution, choose_execution

@@ -1,4 +1,4 @@
-"""Denoising clips, several at the same time, by executing the plan of each (:mod:`sonic.diffusion.plan`).
+"""The latents of one clip, and how each step of its plan (:mod:`sonic.diffusion.plan`) changes them.
 
 Where windows overlap, and in clips shorter than a window, whose frames appear more than once, the results are
 averaged. Only the windows being computed are in memory; the latents of long clips are on disk.
@@ -6,25 +6,21 @@ averaged. Only the windows being computed are in memory; the latents of long cli
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from sonic.bundle.constants import SamplerConstants
 from sonic.bundle.manifest import mask_input
+from sonic.diffusion.frame_means import FrameMeans
 from sonic.diffusion.guidance import differences, guide
 from sonic.diffusion.plan import DenoisingPlan, DenoisingStep
 from sonic.diffusion.schedule import euler_step, input_scale, model_timestep
 from sonic.engines.base import Session
 from sonic.errors import BundleError
 from sonic.storage.spool import ArraySpool
-
-_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -46,50 +42,6 @@ class ClipCondition:
     unconditional_tokens: np.ndarray
     buckets: np.ndarray
     masks: Sequence[np.ndarray]
-
-
-class FrameMeans:
-    """A row for every frame of a clip; a step replaces it by the mean over the windows with that frame.
-
-    Args:
-        row_shape: shape of a row, float32.
-        spool_directory: folder of the temporary files of long clips.
-
-    Attributes:
-        rows: the rows after the last finished step.
-    """
-
-    def __init__(self, row_shape: tuple[int, ...], spool_directory: Path | None = None) -> None:
-        self.rows = ArraySpool(row_shape, np.float32, directory=spool_directory)
-        self._sums = ArraySpool(row_shape, np.float32, directory=spool_directory)
-
-    def append(self, row: np.ndarray) -> None:
-        """Add a frame."""
-        self.rows.append(row[None])
-        self._sums.append(np.zeros_like(row)[None])
-
-    def add(self, indices: np.ndarray, values: np.ndarray) -> None:
-        """Add the values of a window's frames to this step's sums.
-
-        The windows of a step have to be added in order, so that the sums are the same to the last bit.
-        """
-        frames, positions = np.unique(indices, return_inverse=True)
-        sums = self._sums[frames]
-        np.add.at(sums, positions, values)
-        self._sums[frames] = sums
-
-    def means(self, frames: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The means over the windows with these frames, of which there are `counts`, once all were added."""
-        means: np.ndarray = self._sums[frames] / counts[:, None, None, None].astype(np.float32)
-        return means
-
-    def finish_step(self, counts: np.ndarray) -> None:
-        """Replace every row by the mean over its windows, of which there are `counts`, int (frames,)."""
-        for start in range(0, len(counts), _ROWS_AT_ONCE):
-            frames = np.arange(start, min(start + _ROWS_AT_ONCE, len(counts)))
-            means = self.means(frames, counts[frames])
-            self.rows[frames] = means
-            self._sums[frames] = np.zeros_like(means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,105 +225,6 @@ def _multiple(differences: FrameMeans | None, indices: np.ndarray, multiple: flo
         return None
     scaled: np.ndarray = differences.rows[indices] * np.float32(multiple)
     return scaled
-
-
-def denoise_together(
-    samplers: Sequence[ClipSampler],
-    unet: Session,
-    calls_at_once: int = 1,
-    advance: Callable[[], None] = lambda: None,
-) -> None:
-    """Take every clip through all its steps.
-
-    The calls of one step are independent across all windows and clips: `calls_at_once` of them run at
-    the same time. Where fewer are left, those windows of the next step start whose frames are done. Each is
-    computed as it would be alone, so that a clip's bytes do not depend on which other clips are denoised
-    with it.
-
-    Args:
-        samplers: the clips, changed in place.
-        unet: the open UNet.
-        calls_at_once: number of threads that call it.
-        advance: called after every window of every step.
-
-    Raises:
-        BundleError: the UNet returned values that are not finite.
-    """
-    with ThreadPoolExecutor(calls_at_once) as pool:
-        running = deque(_RunningClip(sampler, unet, pool) for sampler in samplers if not sampler.finished)
-        try:
-            for clip in running:
-                clip.submit_step()
-            while running:
-                clip = running.popleft()
-                for _ in clip.sampler.current.windows:
-                    clip.finish_window()
-                    advance()
-                    if calls_at_once > 1:
-                        # Twice as many as run, so that none waits while this thread finishes a window.
-                        clip.submit_early(_missing_calls((clip, *running), 2 * calls_at_once))
-                clip.sampler.finish_step()
-                if not clip.sampler.finished:
-                    clip.submit_step()
-                    running.append(clip)
-        except BaseException:  # an interrupt too: cancel the calls that have not started
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _missing_calls(clips: Iterable[_RunningClip], wanted: int) -> int:
-    """How many calls have to be submitted so that `wanted` are not done."""
-    left = chain.from_iterable(clip.calls_left for clip in clips)
-    return wanted - sum(1 for _ in islice(left, wanted))
-
-
-class _RunningClip:
-    """The calls of one clip that were submitted, by step and window."""
-
-    def __init__(self, sampler: ClipSampler, unet: Session, pool: ThreadPoolExecutor) -> None:
-        self.sampler = sampler
-        self._unet, self._pool = unet, pool
-        self._calls: dict[tuple[int, int], dict[int, Future[np.ndarray]]] = {}
-        self._window = 0
-
-    @property
-    def calls_left(self) -> Iterator[Future[np.ndarray]]:
-        """The calls that are not done, from the last submitted one."""
-        submitted = (call for calls in reversed(self._calls.values()) for call in calls.values())
-        return (call for call in submitted if not call.done())
-
-    def submit_step(self) -> None:
-        """Submit the calls of the current step, but for those that were."""
-        self._window = 0
-        for window in range(len(self.sampler.current.windows)):
-            if (self.sampler.step, window) not in self._calls:
-                self._submit(self.sampler.step, window)
-
-    def submit_early(self, missing: int) -> None:
-        """Submit windows of the next step that are ready, until no calls are missing."""
-        step = self.sampler.step + 1
-        for window in self.sampler.early_windows if missing > 0 else ():
-            if missing <= 0:
-                return
-            if (step, window) not in self._calls:
-                # Read here: the current latents are replaced by those once the step is finished.
-                latents = self.sampler.early_latents(self.sampler.plan.steps[step].windows[window])
-                missing -= self._submit(step, window, latents)
-
-    def _submit(self, step: int, window: int, latents: np.ndarray | None = None) -> int:
-        branches = self.sampler.plan.steps[step].branches
-        self._calls[step, window] = {
-            branch: self._pool.submit(self.sampler.predict, self._unet, step, window, branch, latents)
-            for branch in branches
-        }
-        return len(branches)
-
-    def finish_window(self) -> None:
-        """Wait for the next window of the current step, and finish it; its predictions are freed."""
-        calls = self._calls.pop((self.sampler.step, self._window))
-        indices = self.sampler.current.windows[self._window]
-        self.sampler.finish_window(indices, {branch: call.result() for branch, call in calls.items()})
-        self._window += 1
 
 
 def window_inputs(

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonic.bundle.constants import SamplerConstants
+from sonic.diffusion.denoising import denoise_together
 from sonic.diffusion.noise import draw_noise
 from sonic.diffusion.plan import plan_denoising
-from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.diffusion.sampler import ClipCondition, ClipSampler
 from sonic.diffusion.steps import published_steps
 from sonic.errors import BundleError
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from sonic.bundle.constants import SamplerConstants
 from sonic.bundle.presets import ALL_BRANCHES, BRANCH_SETS, UNTUNED, SpeedPreset, StepRule
+from sonic.diffusion.denoising import denoise_together
 from sonic.diffusion.noise import draw_noise
 from sonic.diffusion.plan import plan_denoising
-from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.diffusion.sampler import ClipCondition, ClipSampler
 from sonic.diffusion.schedule import karras_sigmas, schedule_position
 from sonic.diffusion.steps import Guidance, StepSettings, preset_steps, published_steps, steps_at_levels
 from sonic.storage.spool import ArraySpool
@@ -298,7 +299,7 @@ def test_reuse_on_disk_and_in_parallel_gives_the_same_bytes(
     def on_disk(*arguments: Any, **options: Any) -> ArraySpool:
         return ArraySpool(*arguments, memory_limit_bytes=0, **options)
 
-    monkeypatch.setattr("sonic.diffusion.sampler.ArraySpool", on_disk)
+    monkeypatch.setattr("sonic.diffusion.frame_means.ArraySpool", on_disk)
     plan = plan_denoising(frames, steps, CONSTANTS)
     sampler = ClipSampler(iter(noise), condition, plan, CONSTANTS, tmp_path)
     assert set(sampler.state) == {"latents", "image_differences", "audio_differences"}

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sonic.bundle.constants import SamplerConstants
 from sonic.diffusion.conditioning import SlidingWindows
 from sonic.diffusion.decoding import hold_last, interpolate, quantize
+from sonic.diffusion.denoising import denoise_together
 from sonic.diffusion.noise import draw_noise
 from sonic.diffusion.plan import plan_denoising, step_windows
-from sonic.diffusion.sampler import ClipCondition, ClipSampler, denoise_together
+from sonic.diffusion.sampler import ClipCondition, ClipSampler
 from sonic.diffusion.schedule import euler_step, input_scale, karras_sigmas, model_timestep
 from sonic.diffusion.steps import published_steps
 from sonic.errors import BundleError
@@ -178,7 +179,7 @@ def test_latents_on_disk_are_those_in_memory(frames: int, calls_at_once: int, mo
     def on_disk(*arguments: Any, **options: Any) -> ArraySpool:
         return ArraySpool(*arguments, memory_limit_bytes=0, **options)
 
-    monkeypatch.setattr("sonic.diffusion.sampler.ArraySpool", on_disk)
+    monkeypatch.setattr("sonic.diffusion.frame_means.ArraySpool", on_disk)
     sampler = sampler_of(iter(noise), frames, 3, spool_directory=tmp_path)
     denoise_together([sampler], unet, calls_at_once)
     assert sampler.latents.on_disk
