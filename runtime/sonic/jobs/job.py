@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonic.bundle.store import sha256_of
 from sonic.errors import InputError
 from sonic.media.checks import check_not_an_input
 from sonic.media.video import check_output_path
 from sonic.model import ClipArguments
+from sonic.resume import FileIdentity
 from sonic.schema import definitions
 
 _PATHS = ("image", "audio", "output")
@@ -66,10 +66,7 @@ class Job:
             InputError: an input file cannot be read.
         """
         options = {key: value for key, value in self.options.items() if key != "noise"}
-        try:
-            digests = [sha256_of(path) for path in self.inputs]
-        except OSError as error:
-            raise InputError(f"{error.filename}: the file cannot be read ({error.strerror})") from error
+        digests = [FileIdentity.of(path).sha256 for path in self.inputs]
         text = json.dumps([bundle_digest, digests, options], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
