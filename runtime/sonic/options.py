@@ -8,16 +8,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
-from sonic.bundle.presets import EXACT_SPEED, SpeedName
+from sonic.bundle.presets import EXACT_SPEED, SpeedName, decrease
 from sonic.schema import Option, Validated, definitions
 
 
 def _decreasing(sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if sigmas is not None and (
-        not sigmas
-        or sigmas[-1] <= 0
-        or any(low >= high for high, low in zip(sigmas, sigmas[1:], strict=False))
-    ):
+    if sigmas is not None and not (decrease(sigmas) and sigmas[-1] > 0):
         raise ValueError("the noise levels should decrease")
     return sigmas
 

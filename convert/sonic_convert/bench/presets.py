@@ -18,6 +18,8 @@ from pathlib import Path
 from sonic.bundle.constants import GUIDANCE_BRANCHES
 from sonic.bundle.manifest import read_manifest
 from sonic.bundle.presets import SPEED_NAMES
+from sonic.costs.comparison import precision_of
+from sonic.diffusion.steps import evaluations_per_window
 from sonic.errors import InputError
 from sonic.options import GenerationOptions
 from sonic.plan import denoising_steps
@@ -25,10 +27,8 @@ from sonic.progress import Progress
 from sonic_convert.bench.commands import CommandRun, generate_command, run_command, write_speech
 
 PUBLISHED = "PyTorch, published sampler"
-_DENOISING, _PUBLISHED_DENOISING = (
-    "denoising",
-    "torch: denoising",
-)  # stages of the runtime, of `TorchReference`
+_DENOISING = "denoising"  # the stage of the runtime
+_PUBLISHED_DENOISING = "torch: denoising"  # that of `TorchReference`
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,8 @@ def choose_cases(bundles: Sequence[Path], speeds: Sequence[str]) -> list[Case]:
                 )
             if not name or name == bundle.name:
                 steps = denoising_steps(manifest, GenerationOptions(speed=speed))
-                evaluations = sum(len(step.branches) for step in steps)
-                precision = manifest.submodels["unet"].precision
-                cases[Case(bundle, precision, speed, evaluations)] = None
+                precision = precision_of(manifest)
+                cases[Case(bundle, precision, speed, evaluations_per_window(steps))] = None
     return list(cases)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -22,12 +23,19 @@ from sonic.records import TOLERANT
 SpeedName = Literal["exact", "balanced", "fast", "fastest"]
 SPEED_NAMES: tuple[SpeedName, ...] = get_args(SpeedName)
 EXACT_SPEED: SpeedName = "exact"
+#: Those that are presets of a bundle, from the slowest to the fastest.
+PRESET_NAMES: tuple[SpeedName, ...] = tuple(name for name in SPEED_NAMES if name != EXACT_SPEED)
 ALL_BRANCHES = tuple(range(GUIDANCE_BRANCHES))
 #: The sets of branches that a step may evaluate: the last branch always, and those that a difference needs.
 BRANCH_SETS = ((2,), (1, 2), ALL_BRANCHES)
 
 _MINIMUM_PSNR_DB = "golden_clip_minimum_psnr_db"
 _Positive = Annotated[float, Field(gt=0)]
+
+
+def decrease(sigmas: Sequence[float]) -> bool:
+    """Whether noise levels are those of a denoising: at least one, each below the one before."""
+    return bool(sigmas) and all(high > low for high, low in pairwise(sigmas))
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,7 @@ class SpeedPreset:
         Raises:
             ValueError: there are none, or their noise levels do not decrease.
         """
-        sigmas = [step.sigma for step in self.steps]
-        if not sigmas or any(low >= high for high, low in zip(sigmas, sigmas[1:], strict=False)):
+        if not decrease([step.sigma for step in self.steps]):
             raise ValueError("the noise levels of a preset's steps should decrease, and be at least one")
 
     @property
@@ -139,9 +146,9 @@ class SpeedPresets:
         Raises:
             ValueError: one is missing, "exact" is among them, or a bound of the tuning is no number.
         """
-        if set(self.presets) != set(SPEED_NAMES) - {EXACT_SPEED}:
+        if set(self.presets) != set(PRESET_NAMES):
             raise ValueError(
-                f"'presets' should hold {', '.join(SPEED_NAMES[1:])}, but holds {', '.join(self.presets)}"
+                f"'presets' should hold {', '.join(PRESET_NAMES)}, but holds {', '.join(self.presets)}"
             )
         bounds = self.tuning.get(_MINIMUM_PSNR_DB, {})
         if not isinstance(bounds, dict) or not all(

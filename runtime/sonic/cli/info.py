@@ -14,7 +14,7 @@ from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES
 from sonic.bundle.store import find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
-from sonic.diffusion.steps import StepSettings
+from sonic.diffusion.steps import StepSettings, evaluations_per_window
 from sonic.options import GenerationOptions
 from sonic.plan import denoising_steps
 
@@ -108,7 +108,7 @@ def speeds_table(manifest: Manifest) -> Table:
         table.add_row(
             name + (" (default)" if name == speeds.default else ""),
             str(len(steps)),
-            str(sum(len(step.branches) for step in steps)),
+            str(evaluations_per_window(steps)),
             _levels(steps),
             ", ".join(str(len(step.branches)) for step in steps) if name != EXACT_SPEED else "all",
         )

@@ -12,14 +12,14 @@ schedule or guidance rule only changes the plan, not the code that reads it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 
 from sonic.bundle.constants import SamplerConstants
 from sonic.diffusion.guidance import branch_weights
-from sonic.diffusion.steps import StepSettings
+from sonic.diffusion.steps import StepSettings, evaluations_per_window
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class DenoisingStep(StepSettings):
         keeps_image, keeps_audio: whether a later step reuses the difference that this step evaluates.
     """
 
-    windows: RingWindows = RingWindows(1, 1, 1)
+    _: KW_ONLY
+    windows: RingWindows
     keeps_image: bool = False
     keeps_audio: bool = False
 
@@ -116,7 +117,7 @@ class DenoisingPlan:
     @property
     def evaluations_per_window(self) -> int:
         """Guidance branches summed over all steps; the UNet's work is proportional to it."""
-        return sum(len(step.branches) for step in self.steps)
+        return evaluations_per_window(self.steps)
 
     @property
     def keeps_image(self) -> bool:

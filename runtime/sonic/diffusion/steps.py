@@ -5,7 +5,7 @@ They come from the published schedule, from explicit noise levels, or from one o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sonic.bundle.constants import SamplerConstants
@@ -55,6 +55,11 @@ class Guidance:
             constants.image_guidance if image is None else (image, image),
             constants.audio_guidance if audio is None else (audio, audio),
         )
+
+
+def evaluations_per_window(steps: Iterable[StepSettings]) -> int:
+    """Guidance branches summed over all steps; the UNet's work is proportional to it."""
+    return sum(len(step.branches) for step in steps)
 
 
 def published_steps(

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle.manifest import GoldenClip, Manifest, VerificationInfo
+from sonic.bundle.manifest import GoldenClip, VerificationInfo
 from sonic.bundle.presets import EXACT_SPEED, SpeedName
 from sonic.bundle.store import Bundle
+from sonic.diffusion.steps import evaluations_per_window
 from sonic.engines.base import Engine
 from sonic.errors import BundleError
 from sonic.generation import ClipRequest
@@ -232,18 +233,13 @@ def verify_preset(model: SonicModel, speed: SpeedName, progress: Progress) -> Pr
         )
     return PresetVerification(
         speed,
-        _evaluations(manifest, speed),
-        _evaluations(manifest, EXACT_SPEED),
+        evaluations_per_window(denoising_steps(manifest, GenerationOptions(speed=speed))),
+        evaluations_per_window(denoising_steps(manifest, GenerationOptions(speed=EXACT_SPEED))),
         psnr,
         worst,
         manifest.speeds.golden_clip_minimum_psnr_db(speed),
         problem,
     )
-
-
-def _evaluations(manifest: Manifest, speed: SpeedName) -> int:
-    steps = denoising_steps(manifest, GenerationOptions(speed=speed))
-    return sum(len(step.branches) for step in steps)
 
 
 def verification_info(bundle: Bundle) -> VerificationInfo:
