@@ -13,28 +13,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName
+from sonic.bundle.presets import EXACT_SPEED, PRESET_NAMES, SpeedName
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
-from sonic.diffusion.steps import Guidance
+from sonic.diffusion.steps import Guidance, evaluations_per_window
 from sonic.media.audio import load_sound
-from sonic.media.video import Video
 from sonic.model import SonicModel, load_model
 from sonic.options import GenerationOptions
 from sonic.plan import denoising_steps
 from sonic.progress import ConsoleProgress
-from sonic.storage.files import replacing, write_json
-from sonic_calibration.recording.examples import Example, generate_example
+from sonic.storage.files import write_json
+from sonic_calibration.recording.examples import Example
 from sonic_convert.checkpoint.config import read_speeds
 from sonic_convert.tuning.budget import Measures
-from sonic_convert.tuning.judging import ExactClip, judge_plan, speech_of, stored_video, with_presets
+from sonic_convert.tuning.judging import ExactClip, judge_plan, kept_exact_clip, with_presets
+from sonic_convert.tuning.report import MEASURE_COLUMNS, measure_cells
 from sonic_training.evaluation import HeldOutClip, held_out_clips
-
-PRESETS = tuple(name for name in SPEED_NAMES if name != EXACT_SPEED)
 
 
 def evaluate_presets(
@@ -88,35 +85,20 @@ def presets_table(
 ) -> Table:
     """Means over the clips, by preset."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    columns = (
-        "preset",
-        "evaluations",
-        "fewer",
-        "SSIM",
-        "worst",
-        "PSNR",
-        "lip sync",
-        "mouth",
-        "identity",
-        "border",
-    )
+    columns = ("preset", "evaluations", "fewer", MEASURE_COLUMNS[0], "worst", *MEASURE_COLUMNS[1:])
     for column in columns:
         table.add_column(column, justify="left" if column == "preset" else "right")
     exact = _evaluations(model, options, EXACT_SPEED)
     for name, clips in measures.items():
         count = _evaluations(model, options, name)
-        mean = Measures.mean(clips)
+        similarity, *others = measure_cells(Measures.mean(clips))
         table.add_row(
             name,
             f"{count} of {exact}",
             f"{exact / count:.1f} x",
-            f"{mean.ssim:.4f}",
+            similarity,
             f"{min(clip.ssim for clip in clips):.4f}",
-            f"{mean.psnr:.1f} dB",
-            "-" if mean.lip is None else f"{-mean.lip:+.3f}",
-            f"{mean.mouth - 1:+.1%}",
-            f"{-mean.identity:+.2f} dB",
-            "-" if mean.border is None else f"{mean.border:+.3f}",
+            *others,
         )
     return table
 
@@ -131,23 +113,15 @@ def _cut(options: GenerationOptions, clip: HeldOutClip, most_seconds: float | No
 
 
 def _evaluations(model: SonicModel, options: GenerationOptions, speed: SpeedName) -> int:
-    steps = denoising_steps(model.manifest, replace(options, speed=speed))
-    return sum(len(step.branches) for step in steps)
+    return evaluations_per_window(denoising_steps(model.manifest, replace(options, speed=speed)))
 
 
 def _exact_clip(model: SonicModel, clip: HeldOutClip, options: GenerationOptions, out: Path) -> ExactClip:
     """A clip with the published sampler, generated at most once for a bundle and options."""
-    example = Example(clip.portrait, clip.speech)
     key = json.dumps([[file.sha256 for file in model.manifest.files], asdict(options)])
-    path = out / f"exact-{hashlib.sha256(key.encode()).hexdigest()[:12]}" / f"{example.image.stem}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        video = np.asarray(generate_example(model, example, options))
-        with replacing(path) as partial:
-            np.save(partial, video)
-    rate_hz = model.constants.video.frame_rate_hz
-    video_file: Video = stored_video(path, speech_of(example, options), rate_hz)
-    return ExactClip.of(model, example, options, video_file, clip.face_box)
+    folder = out / f"exact-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    path = folder / f"{clip.portrait.stem}.npy"
+    return kept_exact_clip(model, Example(clip.portrait, clip.speech), options, path, clip.face_box)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,7 +132,9 @@ def _exact_clip(model: SonicModel, clip: HeldOutClip, options: GenerationOptions
     type=click.Path(path_type=Path),
     help="Presets of 'sonic-convert tune --save' [the bundle's].",
 )
-@click.option("--speed", "speeds", type=click.Choice(PRESETS), multiple=True, help="May be repeated [all].")
+@click.option(
+    "--speed", "speeds", type=click.Choice(PRESET_NAMES), multiple=True, help="May be repeated [all]."
+)
 @click.option("--image-guidance", type=float, help="Guidance scale of the image [the bundle's].")
 @click.option("--audio-guidance", type=float, help="Guidance scale of the audio [the bundle's].")
 @click.option(
@@ -195,7 +171,7 @@ def main(
         options = GenerationOptions(image_guidance=image_guidance, audio_guidance=audio_guidance)
         judged_by = model if reference is None else load_model(reference)
         found = evaluate_presets(
-            model, judged_by, speeds or PRESETS, options, clips, out, ConsoleProgress(), seconds
+            model, judged_by, speeds or PRESET_NAMES, options, clips, out, ConsoleProgress(), seconds
         )
         scales = Guidance.of(model.constants.sampler, image_guidance, audio_guidance)
         title = f"{bundle}: {clips} held-out clips, guidance {scales.image[0]:g} and {scales.audio[0]:g}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName
+from sonic.bundle.presets import PRESET_NAMES, SpeedName
 from sonic.errors import InputError
 from sonic.records import TOLERANT
 
@@ -115,7 +115,7 @@ def parse_budgets(texts: Iterable[str]) -> dict[SpeedName, QualityBudget]:
     budgets = dict(DEFAULT_BUDGETS)
     for text in texts:
         name, _, limits = text.rpartition(":")
-        if name and (name not in budgets or name == EXACT_SPEED):
+        if name and name not in PRESET_NAMES:
             raise InputError(f"the budget {text!r} is for '{name}', but should be for one of {_PRESETS}")
         changed = dict(map(_parse_limit, limits.split(",")))
         for preset in (name,) if name else tuple(budgets):
@@ -123,7 +123,7 @@ def parse_budgets(texts: Iterable[str]) -> dict[SpeedName, QualityBudget]:
     return budgets
 
 
-_PRESETS = ", ".join(name for name in SPEED_NAMES if name != EXACT_SPEED)
+_PRESETS = ", ".join(PRESET_NAMES)
 _MEASURES = tuple(item.name for item in fields(QualityBudget))
 
 

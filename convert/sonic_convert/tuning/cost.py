@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sonic.costs.calibration import calibrate
 from sonic.costs.estimate import estimate_clip
+from sonic.generation import load_speech
 from sonic.media.portrait import load_portrait, output_size
 from sonic.model import SonicModel
 from sonic.plan import ClipSize, denoising_steps, plan_clip
-from sonic_convert.tuning.judging import speech_of
 from sonic_convert.tuning.tune import CANDIDATES, Tuner
 
 _PROBE_SECONDS = 5.0
@@ -33,7 +33,7 @@ def describe_cost(model: SonicModel, tuner: Tuner) -> str:
     width, height = output_size(
         *picture.size, options.min_resolution, model.constants.portrait.size_multiple_pixels
     )
-    seconds = speech_of(example, options).duration_seconds
+    seconds = load_speech(example.audio, options).duration_seconds
     plan = plan_clip(
         model.constants, ClipSize(seconds, width, height), denoising_steps(model.manifest, options)
     )

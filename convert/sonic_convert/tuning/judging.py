@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from sonic.bundle.presets import SpeedName, SpeedPreset, SpeedPresets
 from sonic.diffusion.conditioning import frame_count
 from sonic.engines.registry import make_engine
 from sonic.generation import load_speech
-from sonic.media.audio import Sound, mono_samples
+from sonic.media.audio import mono_samples
 from sonic.media.video import Video
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
+from sonic.storage.files import replacing
 from sonic_calibration.quality.picture import Box
 from sonic_calibration.quality.report import QualityReport, judge
 from sonic_calibration.quality.video_face import largest_face, portrait_of_size
@@ -81,15 +83,41 @@ class ExactClip:
         )
 
 
-def speech_of(example: Example, options: GenerationOptions) -> Sound:
-    """The part of an example's recording that its clip uses."""
-    return load_speech(example.audio, options)
-
-
 def denoised_frames(model: SonicModel, example: Example, options: GenerationOptions) -> int:
     """How many frames of an example are denoised."""
     audio = model.constants.audio
-    return frame_count(len(mono_samples(speech_of(example, options), audio.sample_rate_hz)), audio)
+    sound = load_speech(example.audio, options)
+    return frame_count(len(mono_samples(sound, audio.sample_rate_hz)), audio)
+
+
+def kept_exact_clip(
+    model: SonicModel,
+    example: Example,
+    options: GenerationOptions,
+    path: Path,
+    face_box: Box | None = None,
+    generate: Callable[[SonicModel, Example, GenerationOptions], Video] = generate_example,
+) -> ExactClip:
+    """A clip of the published sampler whose frames are kept in a file; it is generated if there is none.
+
+    Args:
+        model: the bundle.
+        example, options: the clip; `options` without a speed.
+        path: an ``.npy`` file.
+        face_box: of the portrait at the video's size; None detects it.
+        generate: how the clip is generated.
+
+    Raises:
+        InputError: the example or an option cannot be used, or the portrait shows no face.
+        BundleError: the bundle cannot be run.
+        OutputError: the file cannot be written.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_array(path, np.asarray(generate(model, example, options)))
+    frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    video = Video(frames, model.constants.video.frame_rate_hz, load_speech(example.audio, options))
+    return ExactClip.of(model, example, options, video, face_box)
 
 
 def with_presets(model: SonicModel, speeds: SpeedPresets) -> SonicModel:
@@ -151,9 +179,14 @@ def shown_frames(video: Video) -> np.ndarray:
     return np.stack([np.asarray(video[int(index)]) for index in chosen])
 
 
-def stored_video(path: Path, sound: Sound, frame_rate_hz: float) -> Video:
-    """A video whose frames are in an ``.npy`` file."""
-    return Video(np.load(path, mmap_mode="r", allow_pickle=False), frame_rate_hz, sound)
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an ``.npy`` file, completely or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with replacing(path) as partial:
+        np.save(partial, array)
 
 
 __all__ = [
@@ -162,8 +195,8 @@ __all__ = [
     "compare_reports",
     "denoised_frames",
     "judge_plan",
+    "kept_exact_clip",
+    "save_array",
     "shown_frames",
-    "speech_of",
-    "stored_video",
     "with_presets",
 ]

@@ -13,8 +13,10 @@ from rich.table import Table
 from sonic.bundle.presets import SpeedName, SpeedPreset
 from sonic.storage.files import replace_file, write_json
 from sonic_convert.tuning.budget import Measures
-from sonic_convert.tuning.tune import Candidate, Tuning
+from sonic_convert.tuning.choice import Candidate
+from sonic_convert.tuning.tune import Tuning
 
+MEASURE_COLUMNS = ("SSIM", "PSNR", "lip sync", "mouth", "identity", "border")
 _PLOTTED = {
     "ssim": "SSIM to exact",
     "lip": "lip sync lost",
@@ -32,18 +34,7 @@ def tuning_table(tuning: Tuning) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    columns = (
-        "evaluations",
-        "steps",
-        "audio x",
-        "SSIM",
-        "PSNR",
-        "lip sync",
-        "mouth",
-        "identity",
-        "border",
-        "preset",
-    )
+    columns = ("evaluations", "steps", "audio x", *MEASURE_COLUMNS, "preset")
     for column in columns:
         table.add_column(column, justify="left" if column == "preset" else "right")
     names = _names_by_plan(tuning.chosen)
@@ -77,18 +68,21 @@ def write_tuning(folder: Path, tuning: Tuning, frames: Mapping[str, np.ndarray])
     return [folder / name for name in ("tuning.json", "frontier.png", "frames.png")]
 
 
-def _row(preset: SpeedPreset, measures: Measures) -> tuple[str, ...]:
+def measure_cells(measures: Measures) -> tuple[str, ...]:
+    """Measures for a table with `MEASURE_COLUMNS`; lip sync and identity are better with "+"."""
     return (
-        str(preset.evaluations),
-        str(len(preset.steps)),
-        f"{preset.audio_guidance_factor:g}",
         f"{measures.ssim:.4f}",
-        f"{measures.psnr:.1f}",
+        f"{measures.psnr:.1f} dB",
         "-" if measures.lip is None else f"{-measures.lip:+.3f}",
         f"{measures.mouth - 1:+.1%}",
         f"{-measures.identity:+.2f} dB",
         "-" if measures.border is None else f"{measures.border:+.3f}",
     )
+
+
+def _row(preset: SpeedPreset, measures: Measures) -> tuple[str, ...]:
+    plan = (str(preset.evaluations), str(len(preset.steps)), f"{preset.audio_guidance_factor:g}")
+    return (*plan, *measure_cells(measures))
 
 
 def _names_by_plan(chosen: Mapping[SpeedName, Candidate]) -> dict[SpeedPreset, list[SpeedName]]:

@@ -10,45 +10,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES, SpeedName, SpeedPreset, SpeedPresets
+from sonic.bundle.presets import EXACT_SPEED, PRESET_NAMES, SpeedName, SpeedPreset, SpeedPresets
 from sonic.bundle.store import sha256_of
 from sonic.diffusion.guidance import BRANCH_NAMES
 from sonic.diffusion.plan import plan_denoising
-from sonic.diffusion.steps import Guidance, published_steps
+from sonic.diffusion.steps import Guidance, evaluations_per_window, published_steps
 from sonic.errors import InputError
+from sonic.media.video import Video
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
 from sonic.progress import NoProgress, Progress
-from sonic.records import TOLERANT, read_record
-from sonic.storage.files import replacing, write_json
-from sonic_calibration.recording.examples import Example
+from sonic.records import read_record
+from sonic.storage.files import write_json
+from sonic_calibration.recording.examples import Example, generate_example
 from sonic_convert.tuning.budget import DEFAULT_BUDGETS, Measures, QualityBudget
+from sonic_convert.tuning.choice import BUDGET_SHARE, Candidate, PlanChoice
 from sonic_convert.tuning.judging import (
     ExactClip,
     denoised_frames,
     judge_plan,
+    kept_exact_clip,
+    save_array,
     shown_frames,
-    speech_of,
-    stored_video,
 )
 from sonic_convert.tuning.search import PredictedPlan, search_plans
 from sonic_convert.tuning.trajectory import Trajectory, record_trajectory
 
 TUNED_CLIPS = 2
-#: How much of a budget plans may use up on the clips that they are chosen by: others turn out a little worse.
-BUDGET_SHARE = 0.8
 #: Plans are searched up to this share of the published sampler's evaluations; beyond, little is saved.
 LARGEST_SHARE = 0.6
 CANDIDATES = 12  # about how many plans are judged
 _TUNING_VERSION = "2"
-_LARGEST_FACTOR_CHANGE = 1.5  # of the audio guidance, to restore the mouth's amplitude
 
 
 @dataclass(frozen=True)
@@ -67,51 +68,23 @@ class TuningOptions:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A plan that was generated and judged.
-
-    Attributes:
-        preset: the plan.
-        predicted_error: of the search.
-        clips: its measures, by clip.
-    """
-
-    __pydantic_config__ = TOLERANT
-
-    preset: SpeedPreset
-    predicted_error: float
-    clips: tuple[Measures, ...]
-
-    @property
-    def mean(self) -> Measures:
-        """The mean over the clips."""
-        return Measures.mean(self.clips)
-
-
-@dataclass(frozen=True)
 class Tuning:
     """The result.
 
     Attributes:
         bundle: its name.
         exact_evaluations: of the published sampler per window.
-        examples: names of the clips that plans were chosen by, and of the one they were then tried on.
-        guidance: the scales that were tuned for.
         candidates: everything that was judged, the cheapest first.
         chosen: by preset.
         unseen: measures on the clip that the search has not seen, by preset; empty if there was none.
-        budgets: by preset.
-        speeds: the presets for the manifest.
+        speeds: the presets for the manifest, with what was tuned for.
     """
 
     bundle: str
     exact_evaluations: int
-    examples: tuple[str, ...]
-    guidance: Guidance
     candidates: tuple[Candidate, ...]
     chosen: Mapping[SpeedName, Candidate]
     unseen: Mapping[SpeedName, Measures]
-    budgets: Mapping[SpeedName, QualityBudget]
     speeds: SpeedPresets
 
     def to_json(self) -> dict[str, Any]:
@@ -119,9 +92,6 @@ class Tuning:
         return {
             "bundle": self.bundle,
             "exact_evaluations": self.exact_evaluations,
-            "examples": list(self.examples),
-            "guidance": asdict(self.guidance),
-            "budgets": {name: str(budget) for name, budget in self.budgets.items()},
             "candidates": [
                 asdict(one) | {"evaluations": one.preset.evaluations, "mean": asdict(one.mean)}
                 for one in self.candidates
@@ -175,7 +145,7 @@ class Tuner:
     @property
     def exact_evaluations(self) -> int:
         """Evaluations of the UNet per window with the published sampler."""
-        return sum(len(step.branches) for step in self._steps)
+        return evaluations_per_window(self._steps)
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -209,14 +179,14 @@ class Tuner:
         chosen: dict[SpeedName, Candidate] = {}
         unseen: dict[SpeedName, Measures] = {}
         with self._progress.stage("judging plans", min(len(plans), CANDIDATES)) as advance:
-            search = _Choice(plans, lambda plan: self._judge(plan, exact, advance))
-            for name in _from_the_fastest():
+            search = PlanChoice(plans, lambda plan: self._judge(plan, exact, advance))
+            for name in reversed(PRESET_NAMES):
                 chosen[name] = search.cheapest(name, self._options.budgets[name])
         if self._unseen is not None:
             clip = self._exact(TUNED_CLIPS, self._unseen)
-            for name in _from_the_fastest():
+            for name in reversed(PRESET_NAMES):
                 chosen[name], unseen[name] = self._confirm(name, chosen[name], search, clip)
-        _cheaper_first(chosen)
+        self._share_cheaper_plans(chosen, unseen)
         return self._result(chosen, unseen)
 
     def frames_of(self, preset: SpeedPreset | None) -> np.ndarray:
@@ -227,30 +197,26 @@ class Tuner:
 
     def _result(self, chosen: dict[SpeedName, Candidate], unseen: dict[SpeedName, Measures]) -> Tuning:
         measured = sorted(self._measured.values(), key=lambda one: one.preset.evaluations)
-        names = tuple(example.image.name for example in self.examples)
         notes = {
-            "examples": list(names),
+            "examples": [example.image.name for example in self.examples],
             "guidance": asdict(self._guidance),
             "exact_evaluations": self.exact_evaluations,
             "budgets": {name: str(budget) for name, budget in self._options.budgets.items()},
             "measured": {name: asdict(one.mean) for name, one in chosen.items()},
             "unseen": {name: asdict(measures) for name, measures in unseen.items()},
         }
-        presets = {name: chosen[name].preset for name in SPEED_NAMES if name != EXACT_SPEED}
+        presets = {name: chosen[name].preset for name in PRESET_NAMES}
         return Tuning(
             bundle=self._model.manifest.name,
             exact_evaluations=self.exact_evaluations,
-            examples=names,
-            guidance=self._guidance,
             candidates=tuple(measured),
             chosen=chosen,
             unseen=unseen,
-            budgets=self._options.budgets,
             speeds=SpeedPresets(self._options.default, presets, notes),
         )
 
     def _confirm(
-        self, name: SpeedName, candidate: Candidate, search: _Choice, clip: ExactClip
+        self, name: SpeedName, candidate: Candidate, search: PlanChoice, clip: ExactClip
     ) -> tuple[Candidate, Measures]:
         """The cheapest plan, from `candidate` on, that keeps its budget on a clip that was not searched."""
         budget = self._options.budgets[name]
@@ -260,27 +226,41 @@ class Tuner:
                 return candidate, measures
             candidate = search.cheapest(name, budget, candidate.preset.evaluations + 1)
 
+    def _share_cheaper_plans(
+        self, chosen: dict[SpeedName, Candidate], unseen: dict[SpeedName, Measures]
+    ) -> None:
+        """Give a preset the plan of a slower one that came out cheaper, where that keeps its budget too."""
+        for slower, faster in pairwise(PRESET_NAMES):
+            budget, cheaper = self._options.budgets[faster], chosen[slower]
+            if cheaper.preset.evaluations >= chosen[faster].preset.evaluations:
+                continue
+            if not budget.broken(cheaper.mean, BUDGET_SHARE) and (
+                slower not in unseen or not budget.broken(unseen[slower])
+            ):
+                chosen[faster] = cheaper
+                if slower in unseen:
+                    unseen[faster] = unseen[slower]
+
     def _exact(self, index: int, example: Example) -> ExactClip:
-        """A clip with the published sampler; what is generated is recorded, except for the unseen clip."""
-        frames_path = self._work / f"exact-{index}.npy"
-        wanted = [frames_path, *([self._trajectory_path(index)] if index < TUNED_CLIPS else [])]
-        options = self.clip_options
-        if not all(path.is_file() for path in wanted):
-            self._work.mkdir(parents=True, exist_ok=True)
-            frames = denoised_frames(self._model, example, options)
-            plan = plan_denoising(frames, self._steps, self._model.constants.sampler)
-            with self._progress.stage(f"published sampler, {example.image.name}", 1) as advance:
-                video, trajectory = record_trajectory(self._model, example, plan, options)
-                if index < TUNED_CLIPS:
-                    trajectory.save(self._trajectory_path(index))
-                _save_array(frames_path, np.asarray(video))
-                if index == 0:
-                    _save_array(self._shown_path("exact"), shown_frames(video))
-                advance()
-        stored = stored_video(
-            frames_path, speech_of(example, options), self._model.constants.video.frame_rate_hz
-        )
-        return ExactClip.of(self._model, example, self._options.clip, stored)
+        """A clip with the published sampler; those that plans are chosen by are recorded."""
+        path, generate = self._work / f"exact-{index}.npy", generate_example
+        if index < TUNED_CLIPS:
+            generate = partial(self._record, index)
+            if not self._trajectory_path(index).is_file():
+                path.unlink(missing_ok=True)
+        with self._progress.stage(f"published sampler, {example.image.name}", 1) as advance:
+            clip = kept_exact_clip(self._model, example, self._options.clip, path, generate=generate)
+            advance()
+        return clip
+
+    def _record(self, index: int, model: SonicModel, example: Example, options: GenerationOptions) -> Video:
+        frames = denoised_frames(model, example, options)
+        plan = plan_denoising(frames, self._steps, model.constants.sampler)
+        video, trajectory = record_trajectory(model, example, plan, options)
+        trajectory.save(self._trajectory_path(index))
+        if index == 0:
+            save_array(self._shown_path("exact"), shown_frames(video))
+        return video
 
     def _judge(
         self, plan: PredictedPlan, clips: Sequence[ExactClip], advance: Callable[[], None]
@@ -299,7 +279,7 @@ class Tuner:
         if not path.is_file():
             measures, shown = judge_plan(self._model, preset, clip)
             if index == 0:
-                _save_array(self._shown_path(name), shown)
+                save_array(self._shown_path(name), shown)
             write_json(path, asdict(measures))
         return read_record(Measures, path.read_text(encoding="utf-8"), str(path), InputError, "remove it")
 
@@ -323,102 +303,5 @@ class Tuner:
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:12]
 
 
-Judge = Callable[[PredictedPlan], Candidate]
-
-
-class _Choice:
-    """Chooses the cheapest plan that keeps a budget, judging as few as possible.
-
-    Plans with more evaluations are taken to be better, so that bisection finds the border.
-    """
-
-    def __init__(self, plans: Sequence[tuple[PredictedPlan, ...]], judge: Judge) -> None:
-        self._plans, self._judge = plans, judge
-
-    def cheapest(self, name: SpeedName, budget: QualityBudget, at_least_evaluations: int = 0) -> Candidate:
-        """The cheapest plan, with at least so many evaluations, that keeps the budget on the tuned clips.
-
-        Raises:
-            InputError: none does.
-        """
-        first = next(
-            (
-                i
-                for i, (plan, *_) in enumerate(self._plans)
-                if plan.preset.evaluations >= at_least_evaluations
-            ),
-            len(self._plans),
-        )
-        low, high = first - 1, len(self._plans)
-        found: Candidate | None = None
-        last: Candidate | None = None
-        # Gallop upwards from the cheapest, as most presets are far below the most evaluations.
-        tried, stride = first + 2, 2
-        while high - low > 1:
-            index = min(tried, high - 1) if found is None else (low + high) // 2
-            candidate = self._kept(self._plans[index], budget)
-            last = self._judge(self._plans[index][0])
-            if candidate is not None:
-                found, high = candidate, index
-            else:
-                low = index
-                tried, stride = index + stride, 2 * stride
-        if found is None:
-            raise InputError(_no_plan(name, budget, last))
-        return found
-
-    def _kept(self, alternatives: Sequence[PredictedPlan], budget: QualityBudget) -> Candidate | None:
-        """The first plan that keeps the budget, as it is or with another audio guidance, if any does."""
-        for plan in alternatives:
-            candidate = self._judge(plan)
-            broken = budget.broken(candidate.mean, BUDGET_SHARE)
-            if broken == ["amplitude"] and plan.preset.guides_audio:
-                factor = _compensating_factor(candidate.mean.mouth)
-                preset = replace(plan.preset, audio_guidance_factor=factor)
-                candidate = self._judge(replace(plan, preset=preset))
-                broken = budget.broken(candidate.mean, BUDGET_SHARE)
-            if not broken:
-                return candidate
-        return None
-
-
-def _compensating_factor(mouth: float) -> float:
-    """What to multiply the audio guidance by, for a mouth that moves `mouth` times as much as it should.
-
-    The amplitude follows the scale more weakly than in proportion, so the factor is the square.
-    """
-    factor = min(max(mouth**-2, 1 / _LARGEST_FACTOR_CHANGE), _LARGEST_FACTOR_CHANGE)
-    return round(factor, 3)
-
-
-def _no_plan(name: SpeedName, budget: QualityBudget, best: Candidate | None) -> str:
-    if best is None:
-        return f"no plan has as many evaluations as '{name}' would need; loosen its budget ({budget})"
-    broken = budget.broken(best.mean, BUDGET_SHARE)
-    reached = ", ".join(f"{limit}={getattr(best.mean, limit):.3g}" for limit in broken)
-    return (
-        f"no plan keeps the budget of '{name}' ({budget}): with {best.preset.evaluations} evaluations a "
-        f"window it has {reached}, and {BUDGET_SHARE:.0%} of a limit may be used up; nothing was written. "
-        f"Loosen it with --budget {name}:..."
-    )
-
-
-def _from_the_fastest() -> Iterator[SpeedName]:
-    yield from reversed([name for name in SPEED_NAMES if name != EXACT_SPEED])
-
-
-def _cheaper_first(chosen: dict[SpeedName, Candidate]) -> None:
-    """Let no preset be cheaper than a faster one, should their measures scatter: it takes that one's plan."""
-    names = list(_from_the_fastest())
-    for slower, faster in zip(names[1:], names, strict=False):
-        if chosen[slower].preset.evaluations < chosen[faster].preset.evaluations:
-            chosen[slower] = chosen[faster]
-
-
 def _name_of(preset: SpeedPreset) -> str:
     return hashlib.sha256(json.dumps(asdict(preset)).encode()).hexdigest()[:12]
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with replacing(path) as partial:
-        np.save(partial, array)

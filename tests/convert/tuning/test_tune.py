@@ -23,10 +23,11 @@ from sonic_calibration.recording.examples import BUILT_IN, Example, read_example
 from sonic_convert.cli.main import main
 from sonic_convert.tuning import tune as tune_module
 from sonic_convert.tuning.budget import Measures, QualityBudget, parse_budgets
+from sonic_convert.tuning.choice import Candidate, PlanChoice
 from sonic_convert.tuning.judging import denoised_frames
 from sonic_convert.tuning.search import PredictedPlan
 from sonic_convert.tuning.trajectory import Trajectory, record_trajectory
-from sonic_convert.tuning.tune import CANDIDATES, Tuner, TuningOptions, _Choice
+from sonic_convert.tuning.tune import CANDIDATES, Tuner, TuningOptions
 
 SHORT = GenerationOptions(duration=0.3, min_resolution=128)
 STEPS = 5  # of the published sampler, where a bundle's 25 would take too long
@@ -101,12 +102,12 @@ class Judge:
         self.asked: list[SpeedPreset] = []
         self._changes = changes
 
-    def __call__(self, plan: PredictedPlan) -> tune_module.Candidate:
+    def __call__(self, plan: PredictedPlan) -> Candidate:
         self.asked.append(plan.preset)
         ssim = 1 - 0.1 / len(plan.preset.steps)
         mouth = self._changes.get("mouth", 1.0) * plan.preset.audio_guidance_factor**0.5
         measures = replace(GOOD, ssim=ssim, mouth=mouth, amplitude=abs(mouth - 1))
-        return tune_module.Candidate(plan.preset, plan.predicted_error, (measures, measures))
+        return Candidate(plan.preset, plan.predicted_error, (measures, measures))
 
 
 @pytest.mark.parametrize("wanted", range(1, 20))
@@ -114,7 +115,7 @@ def test_cheapest_plan_is_found_with_few_trials(wanted: int) -> None:
     judge = Judge()
     # Four fifths of the budget may be used up: plans of `wanted` steps just do.
     budget = QualityBudget(ssim=1 - 0.1 / wanted / 0.8 - 1e-9)
-    chosen = _Choice(_plans(20), judge).cheapest("fast", budget)
+    chosen = PlanChoice(_plans(20), judge).cheapest("fast", budget)
     assert len(chosen.preset.steps) == wanted
     assert len({id(preset) for preset in judge.asked}) <= CANDIDATES
 
@@ -123,7 +124,7 @@ def test_plan_that_nothing_reaches_is_named() -> None:
     with pytest.raises(
         InputError, match=r"'fast'.*ssim=0\.999.*20 evaluations.*ssim=0\.995.*nothing was written"
     ):
-        _Choice(_plans_of_one_branch(20), Judge()).cheapest("fast", QualityBudget(ssim=0.999))
+        PlanChoice(_plans_of_one_branch(20), Judge()).cheapest("fast", QualityBudget(ssim=0.999))
 
 
 def _plans_of_one_branch(count: int) -> list[tuple[PredictedPlan, ...]]:
@@ -138,7 +139,7 @@ def _plans_of_one_branch(count: int) -> list[tuple[PredictedPlan, ...]]:
 
 
 def test_amplitude_is_restored_by_the_audio_guidance() -> None:
-    chosen = _Choice(_plans(20), Judge(mouth=0.85)).cheapest("fast", QualityBudget(ssim=0.98))
+    chosen = PlanChoice(_plans(20), Judge(mouth=0.85)).cheapest("fast", QualityBudget(ssim=0.98))
     assert chosen.preset.audio_guidance_factor == pytest.approx(0.85**-2, abs=1e-3)
     assert chosen.mean.mouth == pytest.approx(1, abs=1e-3)
 
@@ -146,8 +147,27 @@ def test_amplitude_is_restored_by_the_audio_guidance() -> None:
 def test_amplitude_needs_a_difference_that_is_evaluated() -> None:
     judge = Judge(mouth=0.85)
     with pytest.raises(InputError, match="amplitude=0.15"):
-        _Choice(_plans_of_one_branch(5), judge).cheapest("fast", QualityBudget(ssim=0.9))
+        PlanChoice(_plans_of_one_branch(5), judge).cheapest("fast", QualityBudget(ssim=0.9))
     assert {preset.audio_guidance_factor for preset in judge.asked} == {1.0}
+
+
+@pytest.mark.parametrize(("similar", "shared"), [(0.99, True), (0.5, False)])
+def test_no_preset_is_dearer_than_a_slower_one_that_would_do(
+    tiny: SonicModel, examples: list[Example], tmp_path: Path, similar: float, shared: bool
+) -> None:
+    """Measures scatter, so that a faster preset can come out with more evaluations."""
+    tuner = Tuner(tiny, examples, TuningOptions(SHORT, LOOSE), tmp_path, NoProgress())
+    plans = [plan for (plan,) in _plans(6)]
+    measures = replace(GOOD, ssim=similar)
+    chosen = {
+        name: Candidate(plans[number].preset, 0.1, (measures,))
+        for name, number in (("balanced", 3), ("fast", 5), ("fastest", 1))
+    }
+    unseen = {name: replace(GOOD, psnr=float(number)) for number, name in enumerate(chosen)}
+    expected = chosen["balanced" if shared else "fast"], unseen["balanced" if shared else "fast"]
+    tuner._share_cheaper_plans(chosen, unseen)
+    assert (chosen["fast"], unseen["fast"]) == expected
+    assert chosen["fastest"].preset == plans[1].preset
 
 
 def test_tuning_keeps_its_budgets_and_resumes(
