@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
 from sonic.bundle.store import file_info
 from sonic.errors import OutputError
-from sonic.storage.files import replacing, write_json
+from sonic.storage.claims import claimed
+from sonic.storage.files import replacing_folder, write_json
 
 
 def check_target(bundle: Path) -> None:
@@ -26,14 +27,28 @@ def check_target(bundle: Path) -> None:
 
 
 @contextmanager
+def making(bundle: Path, work: Path | None = None) -> Iterator[Path]:
+    """Yields the work folder, ``BUNDLE.work`` by default; until the end no other process may use the two.
+
+    Raises:
+        OutputError: something else than a bundle is at `bundle`, or another process makes it or uses `work`.
+    """
+    check_target(bundle)
+    work = work or bundle.with_name(f"{bundle.name}.work")
+    with ExitStack() as claims:
+        claims.enter_context(claimed(bundle, "the bundle"))
+        claims.enter_context(claimed(work, "the work folder"))
+        yield work
+
+
+@contextmanager
 def new_bundle(bundle: Path) -> Iterator[Path]:
     """Yields an empty folder to fill, which replaces `bundle` at the end, or is removed after an error.
 
     Raises:
-        OutputError: the bundle cannot be written.
+        OutputError: the bundle cannot be written, or another process writes it.
     """
-    with replacing(bundle) as partial:
-        partial.mkdir(parents=True)
+    with claimed(bundle, "the bundle"), replacing_folder(bundle) as partial:
         yield partial
 
 

@@ -23,7 +23,7 @@ from sonic.bundle.work import Work
 from sonic.errors import OutputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file
-from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import copy_files, copy_graph, making, new_bundle, write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.export import stages
@@ -68,12 +68,17 @@ def convert(
     """
     progress = progress or NoProgress()
     checkpoint = Checkpoint.open(checkpoint_path, variant)
-    check_target(bundle_path)
-    work = work_path or bundle_path.with_name(f"{bundle_path.name}.work")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
+    with making(bundle_path, work_path) as work:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
+        return _convert(checkpoint, bundle_path, work, progress, name or bundle_path.name)
+
+
+def _convert(
+    checkpoint: Checkpoint, bundle_path: Path, work: Path, progress: Progress, name: str
+) -> Conversion:
     weights = {path for submodel in SUBMODELS for path in checkpoint.files(submodel.component)}
     files = sorted(weights | dimension_files(checkpoint))
     with progress.stage("reading checkpoint", len(files)) as advance:
@@ -82,7 +87,7 @@ def convert(
     with progress.stage("export, simplify, fuse, check, measure memory", len(SUBMODELS) * 5) as advance:
         for submodel in SUBMODELS:
             results[submodel.name] = _convert_submodel(submodel, checkpoint, work, sources, advance)
-    finished = _work_bundle(checkpoint, work, sources, results, name or bundle_path.name)
+    finished = _work_bundle(checkpoint, work, sources, results, name)
     made_from = [result["fuse"].digest for result in results.values()]
     golden = make_golden(checkpoint, finished, work / FOLDER, made_from, progress)
     with progress.stage("bundle", 1) as advance:

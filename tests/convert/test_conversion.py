@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,24 @@ def test_other_folders_are_not_replaced(small, tmp_path: Path) -> None:
     (tmp_path / "precious/letter.txt").touch()
     with pytest.raises(OutputError, match="is no bundle"):
         convert(small.checkpoint, tmp_path / "precious")
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_what_another_process_makes_is_left_to_it(small, tmp_path: Path, command: str) -> None:
+    source = small.checkpoint if command == "convert" else small.bundle
+    hold = (
+        "import sys, time; from pathlib import Path; from sonic.storage.claims import claimed\n"
+        "with claimed(Path(sys.argv[1]), 'the bundle'): print(flush=True); time.sleep(600)"
+    )
+    target = tmp_path / "bundle"
+    with subprocess.Popen([sys.executable, "-c", hold, str(target)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        result = CliRunner().invoke(main, [command, str(source), str(target)])
+        process.kill()
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert f"the bundle is being written by process {process.pid} on" in result.output
+    assert not target.exists() and not (tmp_path / "bundle.work").exists()
 
 
 def test_own_constants_reach_the_bundle(small, tmp_path: Path) -> None:

@@ -29,7 +29,14 @@ from sonic.bundle.store import Bundle, file_info, open_bundle
 from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
-from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import (
+    check_target,
+    copy_files,
+    copy_graph,
+    making,
+    new_bundle,
+    write_manifest,
+)
 from sonic_convert.compilation import bridge_build
 from sonic_convert.compilation.build import build
 from sonic_convert.compilation.lowering import lower
@@ -89,15 +96,14 @@ def compile_bundle(
             f"{source} is for the engine '{bundle.manifest.engine}'; compile the bundle of ONNX graphs that "
             "it was made from"
         )
-    work = work or target.with_name(f"{target.name}.work")
     pictures = _pictures(bundle, options)
     plans = {name: _sizes(programs, bundle, pictures) for name, programs in COMPILED.items()}
-    folders: dict[str, Path] = {}
-    with progress.stage("compile", sum(map(len, plans.values()))) as advance:
-        for name, sizes in plans.items():
-            folders[name] = work / name
-            compile_submodel(bundle, name, sizes, options, compiler, folders[name], advance)
-    return _write(bundle, target, options, compiler, folders)
+    with making(target, work) as work_folder:
+        folders = {name: work_folder / name for name in plans}
+        with progress.stage("compile", sum(map(len, plans.values()))) as advance:
+            for name, sizes in plans.items():
+                compile_submodel(bundle, name, sizes, options, compiler, folders[name], advance)
+        return _write(bundle, target, options, compiler, folders)
 
 
 def _pictures(bundle: Bundle, options: CompileOptions) -> list[Picture]:

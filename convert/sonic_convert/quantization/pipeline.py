@@ -13,7 +13,7 @@ from sonic.progress import Progress
 from sonic_calibration.ranges.calibration import Calibration
 from sonic_calibration.recording.examples import BUILT_IN, Example, read_examples
 from sonic_calibration.recording.recordings import RecordingOptions
-from sonic_convert.bundle_writer import check_target
+from sonic_convert.bundle_writer import making
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.conversion import convert
 from sonic_convert.quantization.plan import PrecisionPlan
@@ -64,8 +64,13 @@ def reduce_bundle(
         InputError: the source, an example or a file cannot be used, or the budget is not kept.
         OutputError: the bundle cannot be written.
     """
-    check_target(target)
-    work = work or target.with_name(f"{target.name}.work")
+    with making(target, work) as folder:
+        return _reduce(source, target, options, folder, progress)
+
+
+def _reduce(
+    source: Path, target: Path, options: ReducedPrecision, work: Path, progress: Progress | None
+) -> Manifest:
     quantization, calibration = options.quantization, None
     submodels = quantization.plan.quantized
     if options.calibration is not None and options.budget is not None:
@@ -144,8 +149,7 @@ def convert_reduced(
     progress: Progress | None = None,
 ) -> Manifest:
     """Convert a checkpoint to full precision in the work folder, and reduce that; see `reduce_bundle`."""
-    check_target(target)
-    work = work or target.with_name(f"{target.name}.work")
-    source = work / "fp32"
-    convert(checkpoint, source, variant, work, progress, name=target.name)
-    return reduce_bundle(source, target, options, work / "reduced", progress)
+    with making(target, work) as folder:
+        source = folder / "fp32"
+        convert(checkpoint, source, variant, folder, progress, name=target.name)
+        return reduce_bundle(source, target, options, folder / "reduced", progress)

@@ -30,7 +30,14 @@ from sonic_calibration.ranges.calibration import Calibration, calibrate, graph_d
 from sonic_calibration.ranges.statistics import TensorStatistics
 from sonic_calibration.recording.examples import Example
 from sonic_calibration.recording.recordings import RecordingOptions, Recordings, record
-from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, new_bundle, write_manifest
+from sonic_convert.bundle_writer import (
+    check_target,
+    copy_files,
+    copy_graph,
+    making,
+    new_bundle,
+    write_manifest,
+)
 from sonic_convert.export import stages
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.golden import FOLDER, measure_reduced
@@ -159,10 +166,9 @@ def quantize_bundle(
     if calibration is not None:
         calibration.check_fits(opened.manifest, "the calibration")
     calibration_digest = None if calibration is None else calibration.digest
-    work = work or target.with_name(f"{target.name}.work")
     infos: dict[str, SubmodelInfo] = {}
     facts: dict[str, Any] = {}
-    with new_bundle(target) as partial:
+    with making(target, work) as work, new_bundle(target) as partial:
         with progress.stage("quantizing", len(SUBMODELS)) as advance:
             for submodel in SUBMODELS:
                 graph, infos[submodel.name], facts[submodel.name] = _quantize_submodel(

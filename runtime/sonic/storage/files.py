@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sonic.errors import OutputError
-from sonic.storage.owned import OwnedFile, owned_name
+from sonic.storage.owned import OwnedFile, OwnedFolder, owned_name
 
 
 @contextmanager
@@ -54,6 +54,37 @@ def replacing_file(path: Path, what: str = "") -> Iterator[Path]:
     with _in_a_sentence(path, what), OwnedFile(owned_name(path)) as partial:
         yield partial.path
         os.replace(partial.path, path)
+
+
+@contextmanager
+def replacing_folder(path: Path, what: str = "") -> Iterator[Path]:
+    """As :func:`replacing`, for large folders: the temporary folder is there from the start, empty.
+
+    If the process is killed, :func:`sonic.storage.owned.remove_abandoned` can tell that nobody needs the
+    temporary folder any more.
+
+    Args:
+        path: the folder to replace.
+        what: a name for it in the error, such as "the bundle".
+
+    Raises:
+        OutputError: the folder cannot be written there.
+    """
+    with _in_a_sentence(path, what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with OwnedFolder(path) as partial:
+            yield partial.path
+            if not path.is_dir() or path.is_symlink():
+                os.replace(partial.path, path)
+                return
+            old = owned_name(path).with_suffix(".folder")
+            os.replace(path, old)  # removing it takes seconds, during which neither would be there
+            try:
+                os.replace(partial.path, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

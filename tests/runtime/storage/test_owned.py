@@ -61,6 +61,8 @@ def test_what_may_be_somebody_elses_stays(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / ".sonic-0000000000000000.mp4").mkdir()
+    (tmp_path / ".sonic-0000000000000003.folder").touch()
+    (tmp_path / ".sonic-0000000000000004.folder").symlink_to(tmp_path)
     (tmp_path / ".sonic-0000000000000001.mp4").symlink_to(tmp_path / "a.mp4")
     os.mkfifo(tmp_path / ".sonic-0000000000000002.mp4")
     before = sorted(tmp_path.iterdir())
