@@ -79,7 +79,7 @@ def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
 
 def search_path() -> list[Path]:
     """The folders searched for bundles: ``$SONIC_HOME``, ``./bundles``, the user's data, this package's."""
-    home, user_data = os.environ.get("SONIC_HOME"), _user_data_directory()
+    home, user_data = os.environ.get("SONIC_HOME"), user_data_directory()
     return [
         *([Path(home)] if home else []),
         Path("bundles"),
@@ -124,7 +124,7 @@ def file_info(path: Path, root: Path) -> FileInfo:
     return FileInfo(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
 
 
-def _user_data_directory() -> Path | None:
+def user_data_directory() -> Path | None:
     """The platform's folder for user data; None for a user without a home, as is common in containers."""
     try:
         path = platformdirs.user_data_path("sonic", appauthor=False)

@@ -6,6 +6,7 @@ import click
 
 import sonic
 from sonic.cli.batch import batch
+from sonic.cli.bundle import bundle
 from sonic.cli.estimate import estimate
 from sonic.cli.generate import generate
 from sonic.cli.info import info
@@ -19,7 +20,7 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
-for command in (generate, batch, plan, estimate, verify, info):
+for command in (generate, batch, plan, estimate, verify, info, bundle):
     main.add_command(command)
 
 if __name__ == "__main__":
