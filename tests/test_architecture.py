@@ -24,7 +24,8 @@ PACKAGES = {
     "convert/sonic_convert": (
         "sonic_convert sonic_calibration sonic av click diffusers numpy onnx onnx_ir onnxruntime onnxscript "
         "onnxsim PIL platformdirs rich safetensors scipy skimage torch transformers tvm tvm_ffi "
-        "matplotlib openvino"  # of the extra that 'make bench' installs
+        "matplotlib openvino "  # of the extra that 'make bench' installs
+        "cyclonedx packageurl packaging"  # of the extra that 'make release' installs
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from sonic.storage.files import replace_file
 from sonic_convert.bundle_writer import copy_files, copy_graph, making, new_bundle, write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
+from sonic_convert.checkpoint.notice import NOTICE, license_files, notice_of
 from sonic_convert.export import stages
 from sonic_convert.export.dimensions import dimension_files, read_dimensions
 from sonic_convert.export.stages import StageResult
@@ -167,12 +169,23 @@ def _work_bundle(
         submodels={
             submodel.name: _submodel_info(submodel, work, results[submodel.name]) for submodel in SUBMODELS
         },
-        assets={"mel_filters": file_info(work / _MEL_FILTERS, work)},
+        assets={"mel_filters": file_info(work / _MEL_FILTERS, work), **_licenses(checkpoint, work)},
         constants=checkpoint.constants,
         parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
         speeds=checkpoint.speeds,
     )
     return Bundle(work, manifest)
+
+
+def _licenses(checkpoint: Checkpoint, work: Path) -> dict[str, FileInfo]:
+    """Put the notice, and the licences that the checkpoint holds, into the work folder."""
+    (work / NOTICE).write_text(notice_of(checkpoint), encoding="utf-8")
+    assets = {"notice": file_info(work / NOTICE, work)}
+    for path, source in license_files(checkpoint.path).items():
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, work / path)
+        assets[path] = file_info(work / path, work)
+    return assets
 
 
 def _submodel_info(submodel: Submodel, work: Path, results: dict[str, StageResult]) -> SubmodelInfo:

@@ -24,6 +24,7 @@ from sonic.schema import narrowed
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.cli.convert import COMMANDS
 from sonic_convert.cli.options import PATH, VARIANT
+from sonic_convert.cli.release import release
 from sonic_convert.cli.target import COMMANDS as TARGET_COMMANDS
 from sonic_convert.cli.tune import tune
 
@@ -177,7 +178,7 @@ def quality(
             write_contact_sheet(sheet, opened, box, title=video.name)
 
 
-for command in (*COMMANDS, *TARGET_COMMANDS, tune):
+for command in (*COMMANDS, *TARGET_COMMANDS, tune, release):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from sonic.storage.files import whole_or_nothing
 from sonic.verification.compare import Difference, compare
 from sonic_calibration.graphs.stored_graph import read_tensor, tensor_bytes
 from sonic_convert.checkpoint.checkpoint import Checkpoint
-from sonic_convert.export import fusion, work
+from sonic_convert.export import fusion, measured, work
 from sonic_convert.export.dimensions import read_dimensions
 from sonic_convert.export.submodels import Submodel, TensorSpec
 
@@ -200,13 +200,21 @@ def check(submodel: Submodel, exported: Path, fused: Path, folder: Path, digest:
 def measure_memory(
     submodel: Submodel, inputs: Sequence[work.NamedShape], graph: Path, folder: Path, digest: str
 ) -> StageResult:
-    """Measure the memory of the loaded graph and of its calls; see :mod:`sonic_convert.export.work`."""
+    """Measure the memory of the loaded graph and of its calls; see :mod:`sonic_convert.export.work`.
+
+    What was measured before is quoted; see :mod:`sonic_convert.export.measured`.
+    """
+    structure = measured.structure_of(graph / GRAPH, submodel.memory_sizes)
+    known = measured.known(structure)
 
     def produce(target: Path) -> dict[str, Any]:
+        if known is not None:
+            return known
         weights, activations = work.measure_memory(graph / GRAPH, submodel, inputs)
-        return {"weight_bytes": weights, "activation_bytes": activations}
+        return {"weight_bytes": weights, "activation_bytes": activations, "structure": structure}
 
-    return run_stage(folder, [digest, onnxruntime.__version__], produce)
+    key = [digest, onnxruntime.__version__, *([] if known is None else [json.dumps(known, sort_keys=True)])]
+    return run_stage(folder, key, produce)
 
 
 def run_stage(folder: Path, key: list[str], produce: Callable[[Path], dict[str, Any]]) -> StageResult:

@@ -37,16 +37,16 @@ else:
 _OPTIONS: dict[int, int] = {CompressionParameter.compression_level: 9, CompressionParameter.checksum_flag: 1}
 
 
-def pack(bundle: Path, archive: Path, progress: Progress | None = None) -> None:
+def pack(bundle: Path, archive: Path, progress: Progress | None = None, seconds: int | None = None) -> None:
     """Pack a bundle; its files are compared with the manifest while they are read.
 
-    The archive depends on the bundle's files and the version of Zstandard only; the time in it is
-    ``SOURCE_DATE_EPOCH``, or 0.
+    The archive depends on the bundle's files, the time in it and the version of Zstandard only.
 
     Args:
         bundle: the folder.
         archive: the file to write, ``.tar.zst``; replaced when all is done.
         progress: shows the files.
+        seconds: the time of all files, since 1970; by default ``SOURCE_DATE_EPOCH``, or 0.
 
     Raises:
         BundleError: the bundle is incomplete or was changed.
@@ -58,7 +58,7 @@ def pack(bundle: Path, archive: Path, progress: Progress | None = None) -> None:
         raise InputError(f"{archive}: the name of an archive should end in {SUFFIX}")
     if bundle.resolve() in archive.resolve().parents:
         raise OutputError(f"{archive} would be inside the bundle that it is made of; choose another place")
-    seconds = _source_date()
+    seconds = _source_date() if seconds is None else seconds
     manifest = open_bundle(bundle, check_digests=False).manifest
     text = (bundle / MANIFEST_NAME).read_bytes()
     if len(text) > MANIFEST_LIMIT_BYTES:
