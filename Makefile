@@ -12,9 +12,15 @@ TARGET ?= generic-armv8
 IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
+RELEASE ?= dist
+empty :=
+space := $(empty) $(empty)
+# Suites of tests that 'make test' leaves out; each has a target of its own.
+SUITES := aarch64 release
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint format docs bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release sysroot bridge compile lint format
+.PHONY: docs bench release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -51,10 +57,13 @@ train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes 
 # for minutes, since a fourth of the time goes into one file. More than 8 processes would need much memory (1.5 GB
 # each) for little.
 test: $(READY) ## run the tests, on all cores
-	$(BIN)/python -m pytest -m 'not aarch64' --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m 'not ($(subst $(space), or ,$(SUITES)))' --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
+
+test-release: $(READY) $(BIN)/.release ## build a small release twice and compare the bytes
+	$(BIN)/python -m pytest -m release -n 0
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot
@@ -81,6 +90,13 @@ docs: $(READY) ## build the documentation in build/docs; a warning is an error
 bench: $(READY) ## CHECKPOINT=folder BUNDLE=folder [OPTIONS=...]: time it beside PyTorch and OpenVINO; report in build/bench
 	@$(BIN)/python -m pip install --quiet -e '.[bench]' || { echo "matplotlib and openvino cannot be installed; pip's message above says why"; exit 1; }
 	$(BIN)/python -m sonic_convert.bench $(CHECKPOINT) $(BUNDLE) --output build/bench $(OPTIONS)
+
+$(BIN)/.release: $(READY) pyproject.toml
+	@$(BIN)/python -m pip install --quiet -e '.[release]' || { echo "what builds a release cannot be installed; pip's message above says why"; exit 1; }
+	@touch $@
+
+release: $(READY) $(BIN)/.release ## [CHECKPOINT=folder OPTIONS=...]: packages, bundles, checksums, bill of materials in dist
+	$(BIN)/sonic-convert release $(CHECKPOINT) $(RELEASE) $(OPTIONS)
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build bundles dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ def third_party_licenses() -> str:
     """Every package's name, version, licence, the libraries inside, and the texts that its wheel holds."""
     parts = [
         "Licences of the packages that sonic-runtime installs, as they were on the machine of the build.\n"
-        "Libraries inside a package are part of its wheel; their texts are given as far as the wheel has them."
+        "Libraries inside a package are part of its wheel; their texts are given where the wheel has them."
     ]
     for name, package in closure("sonic-runtime").items():
         parts.append(_part(name, package))
@@ -59,7 +59,8 @@ def _ffmpeg() -> str:
     meta = getattr(av._core, "library_meta", {})
     codec = meta.get("libavcodec", {})
     version = ".".join(map(str, codec.get("version", ()))) or "of an unknown version"
+    license, options = codec.get("license", "LGPL or GPL"), codec.get("configuration", "unknown options")
     return (
-        f"FFmpeg (libavcodec {version}) is inside, under the {codec.get('license', 'LGPL or GPL')}, configured "
-        f"with {codec.get('configuration', 'unknown options')}; its texts: https://ffmpeg.org/legal.html"
+        f"FFmpeg (libavcodec {version}) is inside, under the {license}; its texts: "
+        f"https://ffmpeg.org/legal.html; configured with {options}"
     )

@@ -33,7 +33,7 @@ class Source:
     def version(self) -> str:
         """The packages' version."""
         text = (self.folder / "runtime/sonic/__init__.py").read_text(encoding="utf-8")
-        match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+        match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
         if match is None:
             raise InputError(f"{self.folder}/runtime/sonic/__init__.py has no __version__")
         return match[1]
