@@ -45,9 +45,10 @@ def release_notes(version: str, changelog: str, bundles: Sequence[Packed]) -> st
 def _section(version: str, changelog: str) -> str:
     sections = re.split(r"^## \[(.+?)\].*$", changelog, flags=re.MULTILINE)
     found = dict(zip(sections[1::2], sections[2::2], strict=True))
-    for name in (version, "Unreleased"):
-        if name in found and found[name].strip():
-            return found[name].strip().replace("\n### ", "\n## ").removeprefix("#")
+    # What is not released yet is in a build before its version is raised.
+    parts = [found[name].strip() for name in ("Unreleased", version) if found.get(name, "").strip()]
+    if parts:
+        return "\n\n".join(parts).replace("### ", "## ")
     raise InputError(f"CHANGELOG.md has no section [{version}], nor one of unreleased changes; write it")
 
 
