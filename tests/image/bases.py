@@ -1,7 +1,8 @@
 """What stands in for the images and the package index that a build takes from the network.
 
-The base images are Debian's packages, unpacked by the test bed; of python:3.13-slim-trixie they have Debian's release,
-C library and Python's version. The packages of Python are wheels in a folder, downloaded with this machine's pip.
+The base images are Debian's packages, unpacked by the test bed; like python:3.13-slim-trixie they have that
+release, its C library and that version of Python. Python's packages are wheels in a folder, downloaded with
+this machine's pip.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def download_wheels(folder: Path, architecture: str) -> None:
     ]
     subprocess.run(
         [
-            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", f"--dest={folder}",
-            "--only-binary=:all:", "--implementation=cp", f"--python-version={PYTHON_VERSION}",
-            *(f"--platform={platform}" for platform in platforms),
+            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+            f"--dest={folder}", "--only-binary=:all:", "--implementation=cp",
+            f"--python-version={PYTHON_VERSION}", *(f"--platform={platform}" for platform in platforms),
             *project["project"]["dependencies"], *project["build-system"]["requires"],
         ],
         check=True,

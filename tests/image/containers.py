@@ -1,7 +1,7 @@
-"""Building and running images without an engine or a service: buildah and podman in a user namespace of their own.
+"""Building and running images without an engine or a service: buildah and podman in a user namespace.
 
-The namespace has its own binfmt_misc, where an emulator of aarch64 is registered (Linux 6.7 and later): nothing on
-this machine changes, and everything is gone when the command ends.
+The namespace has its own binfmt_misc, where an emulator of aarch64 is registered (Linux 6.7 or newer).
+Nothing changes on this machine, and everything is gone when the command ends.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from typing import Any
 
 from sonic.errors import InputError
 
-TOOLS = {
-    "buildah": "buildah",
-    "podman": "podman",
-    "crun": "crun",
-    "unshare": "util-linux",
-}  # by Debian package
-# Binaries of aarch64: the header of ELF with that machine, for programs (2) and position-independent ones (3).
+TOOLS = ("buildah", "podman", "crun", "unshare")
+# The header of ELF for aarch64, of programs (2) and of position-independent ones (3).
 _MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 # F: the emulator is opened now, and found in every root folder.
 _BINFMT = "/proc/sys/fs/binfmt_misc"
 _EMULATE = (
-    f"mount -t binfmt_misc none {_BINFMT} || {{ echo 'Linux 6.7 or newer is needed to emulate aarch64' >&2; exit 1; }}; "
+    f"mount -t binfmt_misc none {_BINFMT} "
+    "|| { echo 'Linux 6.7 or newer is needed to emulate aarch64' >&2; exit 1; }; "
     f"printf '%s' ':aarch64:M::{_MAGIC}:{_MASK}:'\"$1\"':F' > {_BINFMT}/register || exit 1; "
 )
 # crun refuses machines that have both versions of control groups; here it needs neither.
@@ -57,9 +53,9 @@ class Containers:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
-        for program, package in TOOLS.items():
+        for program in TOOLS:
             if shutil.which(program) is None:
-                raise InputError(f"'{program}' is not on PATH; install the package {package}")
+                raise InputError(f"'{program}' is not on PATH; install it")
         (self.folder / "containers.conf").write_text(_CONFIGURATION)
 
     def remove(self) -> None:
@@ -110,7 +106,8 @@ class Containers:
             "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096",
             # Vectors of variable length are emulated fifteen times more slowly.
             "--env=QEMU_CPU=neoverse-n1",
-            *([f"--user={user}"] if user else []), *(f"--volume={volume}" for volume in volumes), tag, *command,
+            *([f"--user={user}"] if user else []), *(f"--volume={volume}" for volume in volumes),
+            tag, *command,
         )  # fmt: skip
 
     def run(
@@ -134,8 +131,8 @@ class Containers:
         if os.geteuid() != 0:
             entry = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", *inner]
             return subprocess.Popen(entry, text=True, env=environment, stdin=subprocess.DEVNULL, **options)
-        # newuidmap, which unshare uses, has no range for root; root may write the map itself. The process waits for
-        # it, and starts another program to have root's rights in the namespace.
+        # newuidmap, which unshare uses, has no range for root; but root may write the map. The process waits
+        # for it, and starts another program to have root's rights in the namespace.
         wait = ["sh", "-c", 'read -r _; exec "$@" < /dev/null', "sh", *inner]
         process = subprocess.Popen(
             ["unshare", "--user", "--mount", *wait],
