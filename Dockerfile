@@ -12,6 +12,8 @@ FROM ${BASE} AS base
 
 FROM --platform=${BUILDPLATFORM} ${BUILDER} AS builder
 ARG TARGETARCH
+# Extras of the runtime, with commas between them: "tvm" for compiled bundles, for example.
+ARG EXTRAS=""
 # The date of every file in the image, in seconds since 1970.
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /build
@@ -30,7 +32,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     platforms="$(seq --format="manylinux_2_%g_${machine}" "${glibc##*.}" -1 17) manylinux2014_${machine}"; \
     python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir=wheel ./runtime; \
     PIP_PLATFORM="${platforms}" python3 -m pip install --no-cache-dir --no-compile --target=image/opt/sonic \
-        --only-binary=:all: --implementation=cp wheel/*.whl; \
+        --only-binary=:all: --implementation=cp "$(echo wheel/*.whl)${EXTRAS:+[${EXTRAS}]}"; \
+    rm -f image/opt/sonic/tvm/lib/libtvm_compiler.so; \
     find image/opt/sonic/bin -type f ! -name sonic -delete; \
     sed -i '1s|.*|#!/usr/bin/env python3|' image/opt/sonic/bin/sonic; \
     mkdir -p image/app/data image/bundles image/usr/share/doc/sonic-arm; \
