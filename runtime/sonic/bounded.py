@@ -65,6 +65,7 @@ def parse_json(
     advice: str = "",
     *,
     maximum_depth: int = JSON_MAXIMUM_DEPTH,
+    allow_surrogates: bool = False,
 ) -> Any:
     """Parse JSON (RFC 8259) that somebody else wrote.
 
@@ -77,6 +78,7 @@ def parse_json(
         error: the class of the error.
         advice: what the user can do; it ends the message.
         maximum_depth: levels of arrays and objects, the outermost included.
+        allow_surrogates: whether halves of surrogate pairs pass, because the caller looks for them.
 
     Raises:
         SonicError: of the class `error`.
@@ -86,7 +88,7 @@ def parse_json(
         value = json.loads(
             decoded, object_pairs_hook=_without_duplicates, parse_constant=_refuse, parse_float=_finite
         )
-        _check_nested(value, maximum_depth)
+        _check_nested(value, maximum_depth, allow_surrogates)
     except RecursionError:
         reason = _too_deep(maximum_depth)
     except UnicodeDecodeError:
@@ -163,10 +165,10 @@ def _too_deep(maximum_depth: int) -> str:
     return f"its arrays and objects are nested deeper than {maximum_depth} levels"
 
 
-def _check_nested(value: Any, maximum_depth: int) -> None:
+def _check_nested(value: Any, maximum_depth: int, allow_surrogates: bool) -> None:
     level, depth = [value], 0
     while level:
-        for text in _texts(level):
+        for text in () if allow_surrogates else _texts(level):
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"{_shown(text)} holds half of a surrogate pair")
         containers = [each for each in level if isinstance(each, dict | list)]

@@ -10,7 +10,7 @@ Several clips can be denoised together; everything else is done clip by clip.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -377,7 +377,11 @@ class Generation:
 
 
 def denoise_clips(
-    engine: Engine, clips: Sequence[PreparedClip], progress: Progress, execution: Execution | None = None
+    engine: Engine,
+    clips: Sequence[PreparedClip],
+    progress: Progress,
+    execution: Execution | None = None,
+    finished: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Denoise clips together.
 
@@ -386,20 +390,31 @@ def denoise_clips(
         clips: the clips, whose samplers are changed.
         progress: shows the stage.
         execution: how many calls run at the same time; by default, that of the first clip.
+        finished: called with the place of each clip in `clips` as soon as it is denoised.
 
     Raises:
         BundleError: the UNet cannot be loaded, or returned values that are not finite.
         OutputError: the latents cannot be stored.
     """
     samplers = [clip.sampler for clip in clips]
-    if all(sampler.finished for sampler in samplers):  # restored: the UNet is not needed
+    for index, sampler in enumerate(samplers):
+        if sampler.finished:  # restored
+            finished(index)
+    left = [index for index, sampler in enumerate(samplers) if not sampler.finished]
+    if not left:  # the UNet is not needed
         return
     total = sum(sampler.plan.window_count for sampler in samplers)
     done = sum(sampler.plan.windows_until(sampler.step) for sampler in samplers)
     chosen = (execution or clips[0].execution).of("unet")
     calls_at_once = chosen.calls_at_once if chosen else 1
     with engine.open("unet", chosen) as unet, progress.stage("denoising", total, done) as advance:
-        denoise_together(samplers, unet, calls_at_once, advance)
+        denoise_together(
+            [samplers[index] for index in left],
+            unet,
+            calls_at_once,
+            advance,
+            lambda place: finished(left[place]),
+        )
 
 
 def load_speech(path: PathLike, options: GenerationOptions) -> Sound:

@@ -37,7 +37,7 @@ from typing import (
 from annotated_types import GroupedMetadata
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sonic.errors import InputError
+from sonic.errors import InputError, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -146,7 +146,7 @@ class Definition:
                 "greater_than_equal", "less_than_equal", "finite_number", "literal_error", "value_error"
             )  # fmt: skip
             name = self.name if out_of_range else f"'{self.name}'"
-            raise InputError(f"{name} is {value!r}, but should be {self.wanted}") from None
+            raise InputError(f"{name} is {shown(value)}, but should be {self.wanted}") from None
 
 
 class Validated:
