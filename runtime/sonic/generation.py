@@ -40,12 +40,15 @@ from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress, announce
 from sonic.resume import ClipCheckpoint, ClipIdentity
+from sonic.scan import scan_files
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
 from sonic.storage.prefetch import run_ahead
 from sonic.storage.spool import ArraySpool
 
 _FRAMES_AHEAD = 4
+#: The arrays of a dump, in files of their names.
+DUMPED = ("audio_tokens", "uncond_tokens", "buckets", "latents", "frames")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ClipRequest:
         face_box: x1, y1, x2, y2 in the portrait's pixels, in place of the detector's.
         checkpoint: a file that keeps how far denoising is, or None; see :mod:`sonic.resume`.
         resume: whether to go on with what that file holds.
+        scan: the address of a virus scanner, or None.
     """
 
     image: PathLike
@@ -70,6 +74,7 @@ class ClipRequest:
     face_box: tuple[float, float, float, float] | None = None
     checkpoint: PathLike | None = None
     resume: bool = True
+    scan: str | None = None
 
     @property
     def sources(self) -> dict[str, PathLike | np.ndarray]:
@@ -237,13 +242,19 @@ class Generation:
         """Read both input files, and compute the clip's plan and its conditioning.
 
         Raises:
-            InputError: a file or the noise cannot be used, or the clip needs more memory than is free.
+            InputError: a file or the noise cannot be used or is infected, or the clip needs more memory
+                than is free.
             OutputError: the dump or the spool cannot be written.
             BundleError: the bundle cannot be run.
         """
         request, options = self._request, self._request.options
-        if request.checkpoint is not None:
-            check_not_an_input(Path(request.checkpoint), request.input_files)
+        written = [] if request.checkpoint is None else [Path(request.checkpoint)]
+        if request.dump is not None:
+            written += [Path(request.dump, f"{name}.npy") for name in DUMPED]
+        for path in written:
+            check_not_an_input(path, request.input_files)
+        if request.scan is not None:
+            scan_files(request.scan, request.input_files)
         picture = load_portrait(request.image)
         sound = load_speech(request.audio, options)
         dump = None if request.dump is None else self._stack.enter_context(DumpWriter(request.dump))

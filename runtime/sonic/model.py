@@ -28,7 +28,7 @@ from sonic.errors import InputError
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
 from sonic.many import ClipResult, generate_in_groups
 from sonic.media.video import Video, VideoStream
-from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
@@ -67,7 +67,7 @@ def open_model(name: PathLike, run: RunOptions, check_digests: bool = True) -> S
 
 
 @dataclass(frozen=True)
-class ClipArguments(GenerationOptions):
+class ClipArguments(GenerationOptions, BatchOptions):
     """The arguments of :meth:`SonicModel.generate`; the options are inherited with their definitions."""
 
     image: Annotated[PathLike, Option("Portrait (JPEG, PNG, WebP, ...)")]
@@ -78,10 +78,6 @@ class ClipArguments(GenerationOptions):
         Option("Initial noise, a .npy file or array, float32 (frames, 4, H/8, W/8)", default="the seed's"),
     ] = None
     dump: Annotated[PathLike | None, Option("Folder for intermediate results (.npy)", default="none")] = None
-    resume: Annotated[
-        bool,
-        Option("Go on where an earlier run with the same arguments was stopped"),
-    ] = True
     checkpoint: PathLike | None = None
     progress: Progress | None = None
     observer: Observer | None = None
@@ -104,6 +100,7 @@ class ClipArguments(GenerationOptions):
             self.dump,
             checkpoint=self.checkpoint,
             resume=self.resume,
+            scan=self.scan,
         )
 
 

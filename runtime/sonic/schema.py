@@ -269,10 +269,10 @@ def _described(definition: Definition) -> str:
 
 
 def _type_without_none(hint: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was part of it; a union that allows `str` is a path."""
+    """A type without None, and whether None was part of it; a union of `str` and others is a path."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     rest = [member for member in members if member is not type(None)]
-    if str in rest:
+    if str in rest and len(rest) > 1:
         return Path, len(rest) < len(members)
     (kind,) = rest
     return tuple if get_origin(kind) is tuple else kind, len(rest) < len(members)

@@ -23,6 +23,7 @@ def _require_other(efficiency: Mapping[str, float]) -> Mapping[str, float]:
 
 
 _Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(gt=0, le=1_000_000)]
 
 # Speed of layers of a precision, relative to float32's, as far as it was found out. Processors with the dot
 # product of eight-bit integers (asimddp, VNNI) do four times as many multiply-adds with it as in float32, but
@@ -65,9 +66,9 @@ class Machine:
     __pydantic_config__ = EXACT
 
     name: str
-    cores: Annotated[int, Field(gt=0)]
+    cores: _Count
     gigahertz: _Positive
-    flop_per_cycle: Annotated[int, Field(gt=0)]
+    flop_per_cycle: _Count
     memory_gigabytes: _Positive
     watts: _Positive
     efficiency: Annotated[Mapping[str, _Positive], AfterValidator(_require_other)] = field(

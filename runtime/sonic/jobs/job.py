@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sonic.errors import InputError
 from sonic.media.checks import InputFiles, check_path
 from sonic.media.video import check_output_path
 from sonic.model import ClipArguments
+from sonic.options import BatchOptions
 from sonic.resume import FileIdentity
 from sonic.schema import definitions
 from sonic.storage.files import reason_of
@@ -32,7 +33,7 @@ _PATHS = ("image", "audio", "output")
 JOB_OPTIONS = {
     definition.name: definition
     for definition in definitions(ClipArguments)
-    if definition.field not in (*_PATHS, "dump", "resume")
+    if definition.field not in (*_PATHS, "dump", *(item.name for item in fields(BatchOptions)))
 }
 
 

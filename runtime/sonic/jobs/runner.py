@@ -25,8 +25,10 @@ from sonic.jobs.journal import JobReport, append_to_journal, read_journal
 from sonic.media.checks import InputFiles
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
+from sonic.options import DEFAULT_BATCH, BatchOptions
 from sonic.progress import Progress
 from sonic.resume import ClipCheckpoint, checkpoint_path
+from sonic.scan import check_scanner
 from sonic.storage.files import reason_of
 from sonic.storage.owned import remove_abandoned
 
@@ -40,7 +42,7 @@ def run_batch(
     together: int = 4,
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
-    resume: bool = True,
+    options: BatchOptions = DEFAULT_BATCH,
 ) -> list[JobReport]:
     """Run every job that is not done; a job that fails does not stop the others.
 
@@ -54,25 +56,32 @@ def run_batch(
         together: how many clips are denoised together.
         progress: shows the stages.
         on_report: called with each job and its report, including jobs that were done before.
-        resume: whether jobs that are done are left out, and those that were stopped go on; if not, all start
-            over.
+        options: with `resume`, jobs that are done are left out, and those that were stopped go on; if not,
+            all start over.
 
     Returns:
         The reports, in the order of the jobs.
 
     Raises:
-        InputError: the journal is an input or an output of a job.
+        InputError: the journal is an input or an output of a job, or the virus scanner cannot be reached.
         OutputError: the journal cannot be read or written.
     """
     InputFiles(file for job in jobs for file in (*job.inputs, job.output)).check(journal)
+    if options.scan is not None:
+        check_scanner(options.scan)
     batch = _Batch(model, journal, on_report)
-    open_jobs = batch.open_jobs(jobs, resume)
+    open_jobs = batch.open_jobs(jobs, options.resume)
     for folder in {job.output.absolute().parent for job, _ in open_jobs}:
         remove_abandoned(folder)
     encoding: deque[Future[None]] = deque()
     results = model.generate_many(
         [
-            replace(job.arguments, checkpoint=checkpoint_path(job.output), resume=resume)
+            replace(
+                job.arguments,
+                checkpoint=checkpoint_path(job.output),
+                resume=options.resume,
+                scan=options.scan,
+            )
             for job, _ in open_jobs
         ],
         together=together,
