@@ -9,12 +9,14 @@ CHECKPOINT ?= sonic-tiny
 BUNDLE ?= bundles/$(notdir $(CHECKPOINT))
 PRECISION ?= fp32
 TARGET ?= generic-armv8
+SECONDS ?= 60
+FUZZ ?= all
 IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 sysroot bridge compile lint format docs bench clean
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-services fuzz sysroot bridge compile lint format docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -51,10 +53,17 @@ train-tiny: $(READY) ## train sonic-tiny from scratch (hours on two cores; goes 
 # for minutes, since a fourth of the time goes into one file. More than 8 processes would need much memory (1.5 GB
 # each) for little.
 test: $(READY) ## run the tests, on all cores
-	$(BIN)/python -m pytest -m 'not aarch64' --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m 'not aarch64 and not services' --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-aarch64: $(READY) ## run the tests on an emulated aarch64 machine, which is made if necessary
 	$(BIN)/python -m pytest -m aarch64 -n 2 --dist loadfile
+
+test-services: $(READY) ## run the tests with other programs: clamd (Debian, Ubuntu: apt-get install clamav-daemon)
+	$(BIN)/python -m pytest -m services
+
+fuzz: $(READY) ## [SECONDS=60] [FUZZ=target]: look for inputs that are neither read nor refused with a sentence
+	@$(BIN)/python -m pip install --quiet -e '.[fuzz]' || { echo "atheris cannot be installed; pip's message above says why"; exit 1; }
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZ)
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot

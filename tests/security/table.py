@@ -24,7 +24,9 @@ def cell(text: str) -> str:
 
 def sentence_of(measured: Measured, folder: Path) -> str:
     """The sentence, without the folders of this machine."""
-    text = re.sub(r"^[Ee]rror: ", "", measured.sentence).replace(f"{folder}/in/", "").replace(f"{folder}/", "")
+    text = (
+        re.sub(r"^[Ee]rror: ", "", measured.sentence).replace(f"{folder}/in/", "").replace(f"{folder}/", "")
+    )
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
@@ -44,7 +46,11 @@ def main() -> None:
             folder.mkdir()
             measured = measure(row, folder)
             print(f"{measured.seconds:5.1f} s {measured.peak_megabytes:5.0f} MB  {row.name}", flush=True)
-            if measured.exit_code != 2 or measured.left_behind or not re.search(row.sentence, measured.sentence):
+            if (
+                measured.exit_code != 2
+                or measured.left_behind
+                or not re.search(row.sentence, measured.sentence)
+            ):
                 sys.exit(f"{measured.output}\n{measured.errors}\nleft behind: {measured.left_behind}")
             found.append((row, measured, sentence_of(measured, folder)))
     before, _, rest = PAGE.read_text().partition(BEGIN)
