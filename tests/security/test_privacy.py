@@ -43,7 +43,8 @@ def traced(arguments: list[str], folder: Path) -> tuple[subprocess.CompletedProc
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_", "HF_"))}
     done = subprocess.run(
         [
-            *without_network(), "strace", "--follow-forks", "--seccomp-bpf", "--quiet=all", "--trace=network,open,openat",
+            *without_network(), "strace", "--follow-forks", "--seccomp-bpf", "--quiet=all",
+            "--trace=network,open,openat",
             f"--output={trace}", *arguments,
         ],
         env=environment | {"HOME": str(home), "TMPDIR": str(folder)},

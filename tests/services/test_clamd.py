@@ -97,7 +97,7 @@ def test_a_clean_clip_is_generated(inputs: Path, address: str, tmp_path: Path) -
         (
             "bad.png",
             "speech.wav",
-            "bad.png is refused: the virus scanner found Bad-Portrait.UNOFFICIAL in it",
+            "bad.png is refused: the virus scanner found Bad-Portrait.UNOFFICIAL",
         ),
         ("portrait.png", "eicar.wav", "eicar.wav is refused: the virus scanner found Eicar-Test.UNOFFICIAL"),
         ("portrait.png", "large.wav", "large.wav cannot be scanned: it is larger than the scanner takes"),
