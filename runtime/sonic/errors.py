@@ -34,3 +34,12 @@ class SonicWarning(UserWarning):
 def warn(message: str) -> None:
     """Warn the user; the command lines print the message once."""
     warnings.warn(message, SonicWarning, stacklevel=3)
+
+
+def shown(value: object) -> str:
+    """A value as an error's sentence shows it: its `repr`, of at most 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

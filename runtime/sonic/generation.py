@@ -10,7 +10,7 @@ Several clips can be denoised together; everything else is done clip by clip.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -40,12 +40,15 @@ from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress, announce
 from sonic.resume import ClipCheckpoint, ClipIdentity
+from sonic.scan import scan_files
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
 from sonic.storage.prefetch import run_ahead
 from sonic.storage.spool import ArraySpool
 
 _FRAMES_AHEAD = 4
+#: The arrays of a dump, in files of their names.
+DUMPED = ("audio_tokens", "uncond_tokens", "buckets", "latents", "frames")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ClipRequest:
         face_box: x1, y1, x2, y2 in the portrait's pixels, in place of the detector's.
         checkpoint: a file that keeps how far denoising is, or None; see :mod:`sonic.resume`.
         resume: whether to go on with what that file holds.
+        scan: the address of a virus scanner, or None.
     """
 
     image: PathLike
@@ -70,6 +74,7 @@ class ClipRequest:
     face_box: tuple[float, float, float, float] | None = None
     checkpoint: PathLike | None = None
     resume: bool = True
+    scan: str | None = None
 
     @property
     def sources(self) -> dict[str, PathLike | np.ndarray]:
@@ -237,13 +242,19 @@ class Generation:
         """Read both input files, and compute the clip's plan and its conditioning.
 
         Raises:
-            InputError: a file or the noise cannot be used, or the clip needs more memory than is free.
+            InputError: a file or the noise cannot be used or is infected, or the clip needs more memory
+                than is free.
             OutputError: the dump or the spool cannot be written.
             BundleError: the bundle cannot be run.
         """
         request, options = self._request, self._request.options
-        if request.checkpoint is not None:
-            check_not_an_input(Path(request.checkpoint), request.input_files)
+        written = [] if request.checkpoint is None else [Path(request.checkpoint)]
+        if request.dump is not None:
+            written += [Path(request.dump, f"{name}.npy") for name in DUMPED]
+        for path in written:
+            check_not_an_input(path, request.input_files)
+        if request.scan is not None:
+            scan_files(request.scan, request.input_files)
         picture = load_portrait(request.image)
         sound = load_speech(request.audio, options)
         dump = None if request.dump is None else self._stack.enter_context(DumpWriter(request.dump))
@@ -377,7 +388,11 @@ class Generation:
 
 
 def denoise_clips(
-    engine: Engine, clips: Sequence[PreparedClip], progress: Progress, execution: Execution | None = None
+    engine: Engine,
+    clips: Sequence[PreparedClip],
+    progress: Progress,
+    execution: Execution | None = None,
+    finished: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Denoise clips together.
 
@@ -386,20 +401,31 @@ def denoise_clips(
         clips: the clips, whose samplers are changed.
         progress: shows the stage.
         execution: how many calls run at the same time; by default, that of the first clip.
+        finished: called with the place of each clip in `clips` as soon as it is denoised.
 
     Raises:
         BundleError: the UNet cannot be loaded, or returned values that are not finite.
         OutputError: the latents cannot be stored.
     """
     samplers = [clip.sampler for clip in clips]
-    if all(sampler.finished for sampler in samplers):  # restored: the UNet is not needed
+    for index, sampler in enumerate(samplers):
+        if sampler.finished:  # restored
+            finished(index)
+    left = [index for index, sampler in enumerate(samplers) if not sampler.finished]
+    if not left:  # the UNet is not needed
         return
     total = sum(sampler.plan.window_count for sampler in samplers)
     done = sum(sampler.plan.windows_until(sampler.step) for sampler in samplers)
     chosen = (execution or clips[0].execution).of("unet")
     calls_at_once = chosen.calls_at_once if chosen else 1
     with engine.open("unet", chosen) as unet, progress.stage("denoising", total, done) as advance:
-        denoise_together(samplers, unet, calls_at_once, advance)
+        denoise_together(
+            [samplers[index] for index in left],
+            unet,
+            calls_at_once,
+            advance,
+            lambda place: finished(left[place]),
+        )
 
 
 def load_speech(path: PathLike, options: GenerationOptions) -> Sound:

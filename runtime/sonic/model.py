@@ -10,11 +10,9 @@ Example:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,14 +23,13 @@ from sonic.bundle.manifest import Manifest
 from sonic.bundle.store import find_bundle, open_bundle
 from sonic.engines.base import Engine
 from sonic.engines.registry import make_engine
-from sonic.engines.shared import SharedSessions
 from sonic.engines.watched import Observer, WatchedEngine
-from sonic.errors import InputError, SonicError
-from sonic.execution import choose_execution
+from sonic.errors import InputError
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
+from sonic.many import ClipResult, generate_in_groups
 from sonic.media.video import Video, VideoStream
-from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
-from sonic.progress import NoProgress, Progress, announce, default_progress
+from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, RunOptions
+from sonic.progress import NoProgress, Progress, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
 
@@ -70,7 +67,7 @@ def open_model(name: PathLike, run: RunOptions, check_digests: bool = True) -> S
 
 
 @dataclass(frozen=True)
-class ClipArguments(GenerationOptions):
+class ClipArguments(GenerationOptions, BatchOptions):
     """The arguments of :meth:`SonicModel.generate`; the options are inherited with their definitions."""
 
     image: Annotated[PathLike, Option("Portrait (JPEG, PNG, WebP, ...)")]
@@ -81,10 +78,6 @@ class ClipArguments(GenerationOptions):
         Option("Initial noise, a .npy file or array, float32 (frames, 4, H/8, W/8)", default="the seed's"),
     ] = None
     dump: Annotated[PathLike | None, Option("Folder for intermediate results (.npy)", default="none")] = None
-    resume: Annotated[
-        bool,
-        Option("Go on where an earlier run with the same arguments was stopped"),
-    ] = True
     checkpoint: PathLike | None = None
     progress: Progress | None = None
     observer: Observer | None = None
@@ -107,25 +100,8 @@ class ClipArguments(GenerationOptions):
             self.dump,
             checkpoint=self.checkpoint,
             resume=self.resume,
+            scan=self.scan,
         )
-
-
-@dataclass(frozen=True)
-class ClipResult:
-    """The result for one clip of :meth:`SonicModel.generate_many`: a video, or the error instead of one.
-
-    Attributes:
-        index: the clip's place in `clips`.
-        video: the video, or None.
-        error: why there is none, or None.
-        checkpoint: of a video whose clip has one: still there, until its `remove()` is called; a context
-            manager, at whose end others may generate the clip.
-    """
-
-    index: int
-    video: Video | None
-    error: SonicError | None
-    checkpoint: ClipCheckpoint | None = None
 
 
 class SonicModel:
@@ -266,11 +242,12 @@ class SonicModel:
         progress: Progress | None = None,
         spool_directory: PathLike | None = None,
         cancel: threading.Event | None = None,
-    ) -> Iterator[ClipResult]:
+    ) -> Generator[ClipResult, None, None]:
         """Generate several videos, each with the same bytes as from :meth:`generate`.
 
-        Clips are denoised in groups; while one group is denoised, the videos of the previous group are
-        decoded. A clip that cannot be generated does not stop the others.
+        Clips are denoised in groups. The first of a group goes first, and the others fill the cores that it
+        leaves idle; each is decoded while the next ones are denoised. A clip that cannot be generated does
+        not stop the others.
 
         Args:
             clips: the arguments of :meth:`generate` for each clip, by name, from `image` to `checkpoint`.
@@ -289,90 +266,16 @@ class SonicModel:
         """
         if together < 1:
             raise InputError(f"together is {together!r}, but should be a number of clips of at least 1")
-        batch = _Batch(
-            WatchedEngine(self.engine, cancel=cancel),
+        manifest = self.manifest
+        return generate_in_groups(
+            self.engine,
+            (lambda clip=clip: clip_arguments(clip).request(manifest) for clip in clips),  # type: ignore[misc]
             self.run,
+            together,
             progress or NoProgress(),
             None if spool_directory is None else Path(spool_directory),
+            cancel,
         )
-        waiting: list[Future[tuple[Video, ClipCheckpoint]]] = []
-        first, numbered = 0, iter(clips)
-        with ThreadPoolExecutor(1) as renderer:
-            while group := list(islice(numbered, together)):
-                denoised = batch.denoise(group)
-                yield from _results(first - len(waiting), waiting)
-                waiting = [renderer.submit(_render, clip) for clip in denoised]
-                first += len(group)
-            yield from _results(first - len(waiting), waiting)
-
-
-@dataclass(frozen=True)
-class _DenoisedClip:
-    """A denoised clip that waits to be decoded, the resources to close afterwards, and its checkpoint."""
-
-    clip: PreparedClip
-    resources: ExitStack
-    checkpoint: ClipCheckpoint
-
-
-class _Batch:
-    """Prepares and denoises groups of clips with shared sessions."""
-
-    def __init__(
-        self, engine: Engine, run: RunOptions, progress: Progress, spool_directory: Path | None
-    ) -> None:
-        self._engine, self._run = engine, run
-        self._shared = SharedSessions(engine)
-        self._progress, self._spool_directory = progress, spool_directory
-
-    def denoise(self, group: list[ClipArguments | Mapping[str, Any]]) -> list[_DenoisedClip | SonicError]:
-        """Denoise a group; returns for each clip the result, or the error that prevented it."""
-        clips: list[_DenoisedClip | SonicError] = []
-        try:
-            with ExitStack() as resources:
-                for arguments in group:
-                    try:
-                        clips.append(self._prepare(arguments, len(group), resources))
-                    except SonicError as error:
-                        clips.append(error)
-                self._shared.close()  # frees their memory for the UNet
-                prepared = [clip.clip for clip in clips if isinstance(clip, _DenoisedClip)]
-                if prepared:
-                    self._denoise(prepared)
-                resources.pop_all()  # from here on, each clip closes its own resources
-        except SonicError as error:  # affects all clips: a fault of the bundle, or cancellation
-            return [error if isinstance(clip, _DenoisedClip) else clip for clip in clips]
-        return clips
-
-    def _denoise(self, clips: list[PreparedClip]) -> None:
-        """Denoise clips with the calls at once that fit all of them together."""
-        plans = [clip.plan for clip in clips]
-        manifest = self._engine.bundle.manifest
-        execution = choose_execution(manifest, plans, self._run, in_batch=True)
-        announce(self._progress, f"execution: {execution}")
-        denoise_clips(self._engine, clips, self._progress, execution)
-
-    def _prepare(
-        self, arguments: ClipArguments | Mapping[str, Any], together: int, group: ExitStack
-    ) -> _DenoisedClip:
-        request = clip_arguments(arguments).request(self._engine.bundle.manifest)
-        with ExitStack() as until_prepared:
-            checkpoint = until_prepared.enter_context(ClipCheckpoint(request.checkpoint, request.resume))
-            generation = Generation(
-                self._shared,
-                request,
-                self._progress,
-                self._spool_directory,
-                self._run,
-                together,
-                checkpoint=checkpoint,
-                in_batch=True,
-            )
-            resources = until_prepared.enter_context(ExitStack())
-            resources.enter_context(generation)
-            clip = generation.prepare()
-            group.push(until_prepared.pop_all())
-        return _DenoisedClip(clip, resources, checkpoint)
 
 
 def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArguments:
@@ -391,28 +294,6 @@ def clip_arguments(arguments: ClipArguments | Mapping[str, Any]) -> ClipArgument
         if definition.required and definition.field not in arguments:
             raise InputError(f"a clip needs '{definition.field}', the path of a file")
     return ClipArguments(**arguments)
-
-
-def _render(clip: _DenoisedClip | SonicError) -> tuple[Video, ClipCheckpoint]:
-    if isinstance(clip, SonicError):
-        raise clip
-    try:
-        with clip.resources:
-            # A terminal shows one bar at a time: that of denoising.
-            return clip.clip.render(NoProgress()), clip.checkpoint
-    except BaseException:
-        clip.checkpoint.close()
-        raise
-
-
-def _results(first: int, futures: list[Future[tuple[Video, ClipCheckpoint]]]) -> Iterator[ClipResult]:
-    for index, future in enumerate(futures, first):
-        try:
-            video, checkpoint = future.result()
-        except SonicError as error:
-            yield ClipResult(index, None, error)
-        else:
-            yield ClipResult(index, video, None, checkpoint)
 
 
 __all__ = ["ClipArguments", "ClipResult", "SonicModel", "load_model"]

@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
 from sonic.bundle.presets import EXACT_SPEED, SpeedName, decrease
+from sonic.scan import WANTED, check_address
 from sonic.schema import Option, Validated, definitions
 
 
@@ -149,6 +150,30 @@ class GenerationOptions(Validated):
         return replace(self, **values, speed=speed, inference_steps=steps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(Validated):
+    """How clips are generated, whatever they are; a jobs file cannot change these.
+
+    Raises:
+        InputError: a value is of another type, or malformed.
+    """
+
+    resume: Annotated[
+        bool,
+        Option("Go on where an earlier run with the same arguments was stopped"),
+    ] = True
+    scan: Annotated[
+        str | None,
+        AfterValidator(check_address),
+        Option(
+            "Have ClamAV's daemon scan the inputs before anything decodes them: tcp://HOST:PORT or "
+            "unix:///PATH",
+            wanted=WANTED,
+            default="no scan",
+        ),
+    ] = None
+
+
 DEFAULT_CLIP = GenerationOptions()  # the whole recording, with the bundle's defaults
 
 MemoryMode = Literal["auto", "low", "balanced", "fast"]
@@ -183,3 +208,4 @@ class RunOptions(Validated):
 
 
 AUTOMATIC = RunOptions()
+DEFAULT_BATCH = BatchOptions()

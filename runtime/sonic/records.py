@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sonic.errors import SonicError
+from sonic.errors import SonicError, shown
 
 Record = TypeVar("Record")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes milliseconds
@@ -72,10 +72,4 @@ def describe(failure: ValidationError) -> str:
             return f"the entry '{entry}' is malformed: {problem['ctx']['error']}"
         case _:
             wanted = problem["msg"].removeprefix("Input ")
-    return f"'{entry}' is {_shorten(problem['input'])}, but {wanted}"
-
-
-def _shorten(value: Any) -> str:
-    """A value's `repr`, shortened to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return f"'{entry}' is {shown(problem['input'])}, but {wanted}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from sonic.bounded import open_regular
 from sonic.bundle.manifest import MANIFEST_NAME
-from sonic.bundle.store import Bundle, sha256_of
+from sonic.bundle.store import Bundle
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
@@ -67,9 +69,10 @@ class FileIdentity:
         if isinstance(source, np.ndarray):
             return cls._of_array(source)
         try:
-            return cls(Path(source).name, sha256_of(Path(source)))
-        except OSError as error:
-            raise InputError(f"{source}: the file cannot be read ({error.strerror})") from error
+            with os.fdopen(open_regular(source), "rb") as file:  # reading a pipe could block forever
+                return cls(Path(source).name, hashlib.file_digest(file, "sha256").hexdigest())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{source}: the file cannot be read ({reason_of(error)})") from error
 
     @classmethod
     def _of_array(cls, array: np.ndarray) -> FileIdentity:
@@ -311,7 +314,7 @@ def _lock(path: Path) -> OwnedFile:
             f"{path} is in use: another process is generating this clip; wait until it ends, or choose "
             "another output"
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all
         raise OutputError(
             f"{path}: the folder of the checkpoint should exist and be writable ({reason_of(error)})"
         ) from error

@@ -37,7 +37,7 @@ from typing import (
 from annotated_types import GroupedMetadata
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sonic.errors import InputError
+from sonic.errors import InputError, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -146,7 +146,7 @@ class Definition:
                 "greater_than_equal", "less_than_equal", "finite_number", "literal_error", "value_error"
             )  # fmt: skip
             name = self.name if out_of_range else f"'{self.name}'"
-            raise InputError(f"{name} is {value!r}, but should be {self.wanted}") from None
+            raise InputError(f"{name} is {shown(value)}, but should be {self.wanted}") from None
 
 
 class Validated:
@@ -269,10 +269,10 @@ def _described(definition: Definition) -> str:
 
 
 def _type_without_none(hint: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was part of it; a union that allows `str` is a path."""
+    """A type without None, and whether None was part of it; a union of `str` and others is a path."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     rest = [member for member in members if member is not type(None)]
-    if str in rest:
+    if str in rest and len(rest) > 1:
         return Path, len(rest) < len(members)
     (kind,) = rest
     return tuple if get_origin(kind) is tuple else kind, len(rest) < len(members)

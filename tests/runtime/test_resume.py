@@ -400,7 +400,7 @@ def jobs(folder: Path) -> Path:
 
 
 def test_a_batch_that_is_killed_goes_on(jobs: Path, folder: Path) -> None:
-    arguments = ["batch", str(jobs), "--bundle=sonic-tiny", "--together=2", "--threads=1"]
+    arguments = ["batch", str(jobs), "--bundle=sonic-tiny", "--together=2", "--memory=low"]
     generate(arguments)
     videos = {path.name: path.read_bytes() for path in folder.glob("*.mp4")}
     assert len(videos) == 2 and beside(folder) == set()
@@ -408,15 +408,15 @@ def test_a_batch_that_is_killed_goes_on(jobs: Path, folder: Path) -> None:
         (folder / name).unlink()
     (folder / "jobs.report.jsonl").unlink()
 
-    killed(f"{SAMPLER} finish_window 3 before", arguments)  # in step 2 of both
-    assert {".1.mp4.checkpoint", ".2.mp4.checkpoint"} <= beside(folder)
+    killed(f"{SAMPLER} finish_window 3 before", arguments)  # in step 3 of the first, before the second
+    assert ".1.mp4.checkpoint" in beside(folder) and ".2.mp4.checkpoint" not in beside(folder)
     said = killed(
         "sonic.jobs.runner:_Batch _end 1 before", arguments
     )  # the first video is there, but no line
-    assert said.count("going on after step 1 of 3") == 2
+    assert said.count("going on after step 2 of 3") == 1
     assert (folder / "1.mp4").is_file() and not (folder / "jobs.report.jsonl").exists()
     result = generate(arguments)
-    assert result.output.count("going on after step 3 of 3") == 2
+    assert "going on after step 3 of 3" in result.output
     assert {path.name: path.read_bytes() for path in folder.glob("*.mp4")} == videos
     assert beside(folder) == set()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, load_for_command, resume_option, run_options
-from sonic.options import RunOptions
+from sonic.cli.errors import printable, user_errors
+from sonic.cli.options import PATH, batch_options, load_for_command, run_options
+from sonic.media.checks import check_not_an_input
+from sonic.options import BatchOptions, RunOptions
 from sonic.progress import ConsoleProgress
 
 
@@ -24,9 +25,16 @@ from sonic.progress import ConsoleProgress
     help="How many clips are denoised together.",
 )
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
-@resume_option
+@batch_options
 @run_options
-def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: bool, run: RunOptions) -> None:
+def batch(
+    jobs: Path,
+    bundle: str,
+    together: int,
+    report: Path | None,
+    options: BatchOptions,
+    run: RunOptions,
+) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
     A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
@@ -40,14 +48,16 @@ def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: b
         from sonic.jobs.runner import run_batch
 
         todo = read_jobs(jobs)
+        journal = report or journal_path(jobs)
+        check_not_an_input(journal, [jobs])
         reports = run_batch(
             load_for_command(bundle, run),
             todo,
-            report or journal_path(jobs),
+            journal,
             together,
             ConsoleProgress(),
-            lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
-            resume,
+            lambda job, ended: click.echo(printable(f"{job.output}: {ended.error or ended.status}")),
+            options,
         )
         failed = sum(ended.status == "failed" for ended in reports)
         click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")

@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        click.echo(f"note: {message}", err=True)
+        click.echo(f"note: {printable(str(message))}", err=True)
 
     with warnings.catch_warnings(), _signals_unwind():
         warnings.simplefilter("always", SonicWarning)
@@ -39,12 +39,18 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except SonicError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             _print_notes(error)
             sys.exit(2)
         except OSError as error:  # such as a full disk or an unreadable folder
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            click.echo(f"error: {printable(f'{where}{error.strerror or error}')}", err=True)
+            _print_notes(error)
+            sys.exit(2)
+        except MemoryError as error:
+            click.echo(
+                "error: there is not enough memory; choose a smaller input or a lower resolution", err=True
+            )
             _print_notes(error)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
@@ -62,7 +68,18 @@ class _Terminated(SystemExit):
 
 def _print_notes(error: BaseException) -> None:
     for note in dict.fromkeys(getattr(error, "__notes__", ())):
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
+
+
+def printable(text: str) -> str:
+    """A text that may hold names of files, as it can be printed: in one line, and no commands to terminals.
+
+    Control characters, and bytes of names that are no UTF-8, are written as escapes.
+    """
+    return "".join(
+        character if character.isprintable() or character == " " else repr(character)[1:-1]
+        for character in text
+    )
 
 
 @contextmanager

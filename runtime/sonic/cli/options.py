@@ -20,7 +20,7 @@ from sonic.cli.errors import user_errors
 from sonic.execution import most_threads
 from sonic.host import parse_processors, pin_to_processors, stay_on_a_node
 from sonic.model import ClipArguments, SonicModel, open_model
-from sonic.options import GenerationOptions, RunOptions
+from sonic.options import BatchOptions, GenerationOptions, RunOptions
 from sonic.schema import Definition, PathLike, definitions
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -43,7 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} should be numbers separated by commas", param, ctx)
 
 
-_TYPES = {int: click.INT, float: click.FLOAT, Path: PATH, tuple: _Numbers()}
+_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: PATH, tuple: _Numbers()}
 
 
 #: The options that choose a clip's denoising steps.
@@ -136,10 +136,9 @@ def clip_options(command: Command) -> Command:
     return with_options(ClipArguments, "clip")(command)
 
 
-def resume_option(command: Command) -> Command:
-    """`--no-resume` alone, as the parameter `resume`."""
-    (definition,) = (one for one in definitions(ClipArguments) if one.field == "resume")
-    return _option(definition, definition.default)(command)
+def batch_options(command: Command) -> Command:
+    """The options of a clip that a whole batch has, as the parameter `options`."""
+    return with_options(BatchOptions, "options")(command)
 
 
 def size_options(command: Command) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from sonic.bounded import read_json
 from sonic.errors import InputError
 from sonic.host import cpu_features, total_bytes
 from sonic.records import EXACT, read_record
@@ -21,6 +23,7 @@ def _require_other(efficiency: Mapping[str, float]) -> Mapping[str, float]:
 
 
 _Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(gt=0, le=1_000_000)]
 
 # Speed of layers of a precision, relative to float32's, as far as it was found out. Processors with the dot
 # product of eight-bit integers (asimddp, VNNI) do four times as many multiply-adds with it as in float32, but
@@ -63,9 +66,9 @@ class Machine:
     __pydantic_config__ = EXACT
 
     name: str
-    cores: Annotated[int, Field(gt=0)]
+    cores: _Count
     gigahertz: _Positive
-    flop_per_cycle: Annotated[int, Field(gt=0)]
+    flop_per_cycle: _Count
     memory_gigabytes: _Positive
     watts: _Positive
     efficiency: Annotated[Mapping[str, _Positive], AfterValidator(_require_other)] = field(
@@ -128,11 +131,8 @@ def find_machine(name: str) -> Machine:
     if not path.is_file():
         known = ", ".join(MACHINES)
         raise InputError(f"no machine '{name}'; give one of {known}, or the JSON file of one")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the machine cannot be read ({error})") from error
-    return read_record(Machine, text, str(path), InputError)
+    values = read_json(path, InputError)
+    return read_record(Machine, json.dumps(values), str(path), InputError)
 
 
 def machine_at_hand(cores: int, efficiency: Mapping[str, float], encode_seconds: float) -> Machine:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from sonic.bounded import open_regular
 from sonic.errors import InputError
+
+_Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
+_HEADERS: dict[tuple[int, int], Callable[[BinaryIO], _Header]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def draw_frames(seed: int, frames: int, *shape: int) -> Iterator[np.ndarray]:
@@ -29,17 +38,41 @@ def load_noise(path: str | os.PathLike[str]) -> np.ndarray:
     """Memory-map the array of a ``.npy`` file; :func:`check_noise` checks its shape and dtype.
 
     Raises:
-        InputError: the file does not exist, or does not hold exactly one array of numbers.
+        InputError: the file is missing, no regular file, or does not hold exactly one array of numbers.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with os.fdopen(open_regular(path), "rb") as file:  # reading a pipe could block forever
+            return _map_array(file)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a .npy file of float32 noise") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds several arrays; give a .npy file with one")
-    return array
+    except Exception as error:  # there is no list of what malformed headers make NumPy raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{path} is not a .npy file of numbers ({reason[:200]}); give one of float32 noise"
+        ) from error
+
+
+def _map_array(file: BinaryIO) -> np.ndarray:
+    start = file.read(4)
+    file.seek(0)
+    if start == b"PK\x03\x04":
+        raise ValueError("it is an archive of several arrays")
+    version = np.lib.format.read_magic(file)
+    read_header = _HEADERS.get(version)
+    if read_header is None:
+        raise ValueError(f"its format has version {version[0]}.{version[1]}")
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"its values are {str(dtype)[:80]}")
+    if min(shape, default=0) < 0:
+        raise ValueError("an axis has a negative length")
+    stored, needed = os.fstat(file.fileno()).st_size - file.tell(), math.prod(shape) * dtype.itemsize
+    if stored < needed:
+        raise ValueError(f"it is cut short: {needed} bytes of values are announced, but {stored} are there")
+    if not needed:
+        return np.empty(shape, dtype)  # nothing to map
+    order: Literal["C", "F"] = "F" if fortran_order else "C"
+    return np.memmap(file, dtype, "r", file.tell(), shape, order)
 
 
 def check_noise(array: np.ndarray, name: str, shape: tuple[int, ...]) -> None:

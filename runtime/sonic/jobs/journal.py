@@ -7,8 +7,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sonic.bounded import read_bounded
 from sonic.bundle.store import sha256_of
 from sonic.errors import OutputError
+from sonic.storage.files import reason_of
+
+#: What a journal may have: about 200,000 reports.
+LIMIT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,28 @@ def journal_path(jobs: Path) -> Path:
 
 
 def read_journal(path: Path) -> dict[str, JobReport]:
-    """The last report on every output, by output; truncated lines of a killed run are skipped."""
+    """The last report on every output, by output; truncated lines of a killed run are skipped.
+
+    Raises:
+        OutputError: the file exists, but is no regular file, larger than :data:`LIMIT_BYTES`, or cannot be
+            read.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_bounded(path, LIMIT_BYTES).split(b"\n")
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path}: the report cannot be continued ({reason_of(error)}); name another with --report"
+        ) from error
     reports = {}
     for line in lines:
         try:
             report = JobReport(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
-        reports[report.output] = report
+        if isinstance(report.output, str):  # nothing else is used before it is compared
+            reports[report.output] = report
     return reports
 
 
@@ -83,5 +98,5 @@ def append_to_journal(path: Path, report: JobReport) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: the report cannot be written ({reason_of(error)})") from error

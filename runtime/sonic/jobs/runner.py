@@ -12,19 +12,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
 from sonic.bundle.manifest import MANIFEST_NAME
 from sonic.bundle.store import sha256_of
-from sonic.errors import InputError, SonicError
+from sonic.errors import InputError, OutputError, SonicError
 from sonic.jobs.job import Job
 from sonic.jobs.journal import JobReport, append_to_journal, read_journal
+from sonic.media.checks import InputFiles
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
+from sonic.options import DEFAULT_BATCH, BatchOptions
 from sonic.progress import Progress
 from sonic.resume import ClipCheckpoint, checkpoint_path
+from sonic.scan import check_scanner
+from sonic.storage.files import reason_of
 from sonic.storage.owned import remove_abandoned
 
 Report = Callable[[Job, JobReport], None]
@@ -37,12 +42,12 @@ def run_batch(
     together: int = 4,
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
-    resume: bool = True,
+    options: BatchOptions = DEFAULT_BATCH,
 ) -> list[JobReport]:
     """Run every job that is not done; a job that fails does not stop the others.
 
-    While some clips are denoised, the previous ones are decoded, and those before them are encoded. Each clip
-    has a checkpoint beside its output, and what killed runs left there is removed.
+    The first clip of a group goes first; while the others are denoised, it is decoded and encoded, and its
+    video is there. Each clip has a checkpoint beside its output, and what killed runs left there is removed.
 
     Args:
         model: the loaded bundle.
@@ -51,30 +56,39 @@ def run_batch(
         together: how many clips are denoised together.
         progress: shows the stages.
         on_report: called with each job and its report, including jobs that were done before.
-        resume: whether jobs that are done are left out, and those that were stopped go on; if not, all start
-            over.
+        options: with `resume`, jobs that are done are left out, and those that were stopped go on; if not,
+            all start over.
 
     Returns:
         The reports, in the order of the jobs.
 
     Raises:
-        OutputError: the journal cannot be written.
+        InputError: the journal is an input or an output of a job, or the virus scanner cannot be reached.
+        OutputError: the journal cannot be read or written.
     """
+    InputFiles(file for job in jobs for file in (*job.inputs, job.output)).check(journal)
+    if options.scan is not None:
+        check_scanner(options.scan)
     batch = _Batch(model, journal, on_report)
-    open_jobs = batch.open_jobs(jobs, resume)
-    for folder in {job.output.absolute().parent for job in jobs}:
+    open_jobs = batch.open_jobs(jobs, options.resume)
+    for folder in {job.output.absolute().parent for job, _ in open_jobs}:
         remove_abandoned(folder)
     encoding: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as encoder:
-        results = model.generate_many(
-            [
-                replace(job.arguments, checkpoint=checkpoint_path(job.output), resume=resume)
-                for job, _ in open_jobs
-            ],
-            together=together,
-            progress=progress,
-            spool_directory=journal.absolute().parent,
-        )
+    results = model.generate_many(
+        [
+            replace(
+                job.arguments,
+                checkpoint=checkpoint_path(job.output),
+                resume=options.resume,
+                scan=options.scan,
+            )
+            for job, _ in open_jobs
+        ],
+        together=together,
+        progress=progress,
+        spool_directory=journal.absolute().parent,
+    )
+    with closing(results), ThreadPoolExecutor(1) as encoder:
         for result in results:
             job, fingerprint = open_jobs[result.index]
             if result.video is None:
@@ -110,6 +124,7 @@ class _Batch:
         found: list[tuple[Job, str]] = []
         for job in jobs:
             try:
+                job.check_paths()
                 fingerprint = job.fingerprint(self._bundle_digest)
             except InputError as error:
                 self.fail(job, error, "")
@@ -126,10 +141,14 @@ class _Batch:
         with checkpoint:
             try:
                 save_video(video, job.output, constant_rate_factor=self._quality)
+                size, digest = job.output.stat().st_size, sha256_of(job.output)
             except SonicError as error:
                 self.fail(job, error, fingerprint)
                 return
-            size, digest = job.output.stat().st_size, sha256_of(job.output)
+            except OSError as error:  # such as a file that somebody removed at once
+                reason = reason_of(error)
+                self.fail(job, OutputError(f"{job.output}: the video cannot be read ({reason})"), fingerprint)
+                return
             report = JobReport(
                 _output_key(job), "done", "", fingerprint, len(video), size, digest, self._seconds_so_far()
             )

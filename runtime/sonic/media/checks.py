@@ -9,6 +9,23 @@ from pathlib import Path
 from sonic.errors import InputError
 
 
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Make sure that a text can be the path of a file; on command lines it always can, in files it may not.
+
+    Raises:
+        InputError: it holds a null byte, or half of a surrogate pair.
+    """
+    text = os.fspath(path)
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"{ascii(text)} cannot be the path of a file: it holds a null byte or half of a surrogate pair"
+        )
+
+
 def check_file(path: Path, wanted: str) -> None:
     """Make sure that a path points to a regular file that is not empty.
 
@@ -57,13 +74,42 @@ def check_not_an_input(output: Path, inputs: Iterable[Path]) -> None:
     Raises:
         InputError: the output is one of the inputs.
     """
-    for path in inputs:
-        if _same_file(output, path):
-            raise InputError(f"{output} would replace the input {path}; choose another name for the output")
+    InputFiles(inputs).check(output)
 
 
-def _same_file(first: Path, second: Path) -> bool:
+class InputFiles:
+    """Files that no output may replace; symbolic and hard links count as the file that they point to.
+
+    A look-up takes the same time however many files there are.
+
+    Args:
+        paths: the files, which may not exist; paths that cannot be one are left out.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths: dict[tuple[int, int] | str, Path] = {}
+        for path in paths:
+            for key in _identities(path):
+                self._paths.setdefault(key, path)
+
+    def check(self, output: Path) -> None:
+        """Make sure that an output is none of the files.
+
+        Raises:
+            InputError: it is one of them.
+        """
+        for key in _identities(output):
+            if key in self._paths:
+                raise InputError(
+                    f"{output} would replace the input {self._paths[key]}; choose another name for the output"
+                )
+
+
+def _identities(path: Path) -> list[tuple[int, int] | str]:
     try:
-        return os.path.samefile(first, second)
-    except OSError:  # one of them does not exist
-        return os.path.realpath(first) == os.path.realpath(second)
+        found = os.stat(path)
+        return [(found.st_dev, found.st_ino), os.path.realpath(path)]
+    except OSError:  # it does not exist
+        return [os.path.realpath(path)]
+    except ValueError:  # no path at all
+        return []

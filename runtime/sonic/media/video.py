@@ -182,8 +182,12 @@ def save_video(
             os.fsync(file.fileno())
 
 
-def check_output_path(path: str | os.PathLike[str]) -> None:
+def check_output_path(path: str | os.PathLike[str], *, folder_is_writable: bool = False) -> None:
     """Make sure that a video can be written to `path`, before hours are spent on it.
+
+    Args:
+        path: of the video.
+        folder_is_writable: whether that is known, because of another video in the same folder.
 
     Raises:
         InputError: the suffix is not .mp4.
@@ -193,9 +197,11 @@ def check_output_path(path: str | os.PathLike[str]) -> None:
     _check_suffix(path)
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: this is not a file; choose another name for the video")
+    if folder_is_writable:
+        return
     try:
         OwnedFile(owned_name(path)).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all
         raise OutputError(f"{path}: the folder should exist and be writable ({reason_of(error)})") from error
 
 

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from sonic.errors import OutputError
-from sonic.storage.files import replacing_file
+from sonic.storage.files import reason_of, replacing_file
 from sonic.storage.owned import remove_abandoned
 from sonic.storage.spool import ArraySpool
 
@@ -30,15 +30,15 @@ class DumpWriter:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self._partial = ExitStack()  # files that get their final names at the end
-        self._made = not self.directory.exists()
         try:
+            self._made = not self.directory.exists()
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK):
                 raise PermissionError("it is not writable")
             remove_abandoned(self.directory)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path at all
             raise OutputError(
-                f"cannot write the dump to {directory} ({error.strerror or error}); "
+                f"cannot write the dump to {directory} ({reason_of(error)}); "
                 "give a folder that can be written"
             ) from error
 
