@@ -31,7 +31,7 @@ from sonic.errors import InputError, SonicError
 from sonic.execution import choose_execution
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
 from sonic.media.video import Video, VideoStream
-from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, GenerationOptions, IntakeLimits, RunOptions
 from sonic.progress import NoProgress, Progress, announce, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
@@ -44,6 +44,7 @@ class LoadArguments(RunOptions):
     name: PathLike
     _: KW_ONLY
     check_digests: bool = True
+    limits: IntakeLimits | None = None
 
 
 @accepts(LoadArguments)
@@ -53,6 +54,8 @@ def load_model(arguments: LoadArguments) -> SonicModel:
     Args:
         name: a bundle's name or path.
         check_digests: compare every file with its SHA-256 in the manifest.
+        limits: what portraits and recordings may be, and what decoding one may take; by default, what
+            :meth:`sonic.options.IntakeLimits.from_environment` returns.
         (options)
 
     Raises:
@@ -60,13 +63,16 @@ def load_model(arguments: LoadArguments) -> SonicModel:
             run the bundle.
         InputError: an option cannot be used.
     """
-    return open_model(arguments.name, narrowed(arguments, RunOptions), arguments.check_digests)
+    run = narrowed(arguments, RunOptions)
+    return open_model(arguments.name, run, arguments.check_digests, arguments.limits)
 
 
-def open_model(name: PathLike, run: RunOptions, check_digests: bool = True) -> SonicModel:
+def open_model(
+    name: PathLike, run: RunOptions, check_digests: bool = True, limits: IntakeLimits | None = None
+) -> SonicModel:
     """As :func:`load_model`, with the options in an object."""
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, run), run)
+    return SonicModel(make_engine(bundle, run), run, limits)
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,12 @@ class SonicModel:
     each gets the same bytes as it would alone.
     """
 
-    def __init__(self, engine: Engine, run: RunOptions = AUTOMATIC) -> None:
+    def __init__(
+        self, engine: Engine, run: RunOptions = AUTOMATIC, limits: IntakeLimits | None = None
+    ) -> None:
         self.engine = engine
         self.run = run
+        self.limits = limits
 
     @property
     def manifest(self) -> Manifest:
@@ -252,6 +261,7 @@ class SonicModel:
                 self.run,
                 checkpoint=checkpoint,
                 one_by_one=one_by_one,
+                limits=self.limits,
             ) as generation:
                 clip = generation.prepare()
                 denoise_clips(engine, [clip], progress)
@@ -294,6 +304,7 @@ class SonicModel:
             self.run,
             progress or NoProgress(),
             None if spool_directory is None else Path(spool_directory),
+            self.limits,
         )
         waiting: list[Future[tuple[Video, ClipCheckpoint]]] = []
         first, numbered = 0, iter(clips)
@@ -319,9 +330,14 @@ class _Batch:
     """Prepares and denoises groups of clips with shared sessions."""
 
     def __init__(
-        self, engine: Engine, run: RunOptions, progress: Progress, spool_directory: Path | None
+        self,
+        engine: Engine,
+        run: RunOptions,
+        progress: Progress,
+        spool_directory: Path | None,
+        limits: IntakeLimits | None,
     ) -> None:
-        self._engine, self._run = engine, run
+        self._engine, self._run, self._limits = engine, run, limits
         self._shared = SharedSessions(engine)
         self._progress, self._spool_directory = progress, spool_directory
 
@@ -367,6 +383,7 @@ class _Batch:
                 together,
                 checkpoint=checkpoint,
                 in_batch=True,
+                limits=self._limits,
             )
             resources = until_prepared.enter_context(ExitStack())
             resources.enter_context(generation)

@@ -29,6 +29,7 @@ from sonic.bundle.store import Bundle, sha256_of
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
+from sonic.media.checks import check_regular_file
 from sonic.options import GenerationOptions, RunOptions
 from sonic.schema import PathLike, definitions
 from sonic.storage.checkpoint import Checkpoint, DamagedCheckpoint, read_checkpoint, write_checkpoint
@@ -66,6 +67,7 @@ class FileIdentity:
         """
         if isinstance(source, np.ndarray):
             return cls._of_array(source)
+        check_regular_file(Path(source), "an input file")  # a pipe would never end
         try:
             return cls(Path(source).name, sha256_of(Path(source)))
         except OSError as error:

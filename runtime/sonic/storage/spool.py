@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -219,6 +220,21 @@ class ArraySpool:
             raise ValueError("the rows of a spool can only be read as a copy")
         rows = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def mapped(self) -> NDArray[Any]:
+        """All rows as one array without a copy; the spool must not be changed afterwards.
+
+        Of rows in the file, it is a map, read-only, which stays valid when the spool is closed. The system
+        takes its memory back when it needs it.
+        """
+        self._require_open()
+        if not self._rows or not self._row_bytes:
+            return np.empty(self.shape, self._dtype)
+        if self._memory is not None:
+            return np.frombuffer(self._memory, self._dtype).reshape(self.shape)
+        assert self._file is not None
+        map_ = mmap.mmap(self._file.fileno(), self._rows * self._row_bytes, access=mmap.ACCESS_READ)
+        return np.frombuffer(map_, self._dtype).reshape(self.shape)
 
     def close(self) -> None:
         """Drop all rows and release the memory and the temporary file."""
