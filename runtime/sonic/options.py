@@ -227,11 +227,11 @@ class IntakeLimits(Validated):
     decoded_megabytes: Annotated[
         int,
         Option("Most 16-bit samples that a recording may decode to", unit="MB", minimum=1, maximum=100_000),
-    ] = 1000
+    ] = 700  # an hour of stereo at 48 kHz
     decode_seconds: Annotated[
         int,
         Option(
-            "Time to decode a file, by the clock and of processor time",
+            "Processor time to decode a file; three times as much by the clock",
             unit="seconds",
             minimum=1,
             maximum=86_400,

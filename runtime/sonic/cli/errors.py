@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        click.echo(f"note: {message}", err=True)
+        click.echo(f"note: {printable(message)}", err=True)
 
     with warnings.catch_warnings(), _signals_unwind():
         warnings.simplefilter("always", SonicWarning)
@@ -39,12 +39,12 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except SonicError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(error)}", err=True)
             _print_notes(error)
             sys.exit(2)
         except OSError as error:  # such as a full disk or an unreadable folder
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            click.echo(f"error: {printable(f'{where}{error.strerror or error}')}", err=True)
             _print_notes(error)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
@@ -56,13 +56,20 @@ def user_errors() -> Iterator[None]:
             raise
 
 
+def printable(message: object) -> str:
+    """A message for a terminal: characters that could control it, as in names of files, are spelled out."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(message)
+    )
+
+
 class _Terminated(SystemExit):
     """The end of a process that was told to end by a signal."""
 
 
 def _print_notes(error: BaseException) -> None:
     for note in dict.fromkeys(getattr(error, "__notes__", ())):
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 @contextmanager

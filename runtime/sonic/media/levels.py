@@ -42,10 +42,10 @@ class Levels:
             full = (samples == FULL_SCALE - 1) | (samples == -FULL_SCALE)
             self._full_scale += int(np.count_nonzero(full))
         if self._channels == 2:
-            left, right = (samples[:, channel].astype(np.int64) for channel in (0, 1))
-            self._left += int(left @ left)
-            self._right += int(right @ right)
-            self._product += int(left @ right)
+            left, right = samples[:, 0], samples[:, 1]
+            self._left += _product(left, left)
+            self._right += _product(right, right)
+            self._product += _product(left, right)
 
     @property
     def clipped_fraction(self) -> float:
@@ -70,3 +70,8 @@ class Levels:
                 f"has two channels that cancel each other (correlation {self.correlation:.2f}), and the "
                 "mouth follows their mean; give one of them"
             )
+
+
+def _product(first: NDArray[np.int16], second: NDArray[np.int16]) -> int:
+    """The sum of products, exactly."""
+    return int(np.multiply(first, second, dtype=np.int32).sum(dtype=np.int64))

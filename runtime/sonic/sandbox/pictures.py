@@ -6,6 +6,8 @@ import importlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -56,30 +58,40 @@ def decode(file: BinaryIO, settings: PictureSettings, messages: Messages) -> Non
         Refusal: it is damaged, too large, too small or too long.
     """
     notes: list[str] = []
-    image = _read(file, settings, notes)
-    width, height = image.size
-    messages.header(width=width, height=height)
-    rows = max(1, DATA_BYTES // (3 * width))
-    for top in range(0, height, rows):  # in parts, as a copy of a large picture is large
-        messages.data(image.crop((0, top, width, min(top + rows, height))).tobytes())
-    messages.end(notes=notes)
+    with _damage_refused(settings):
+        image = _read(file, settings, notes)
+        width, height = image.size
+        messages.header(width=width, height=height)
+        to_plain = Plain(image)
+        rows = max(1, DATA_BYTES // (4 * width))
+        for top in range(0, height, rows):  # in parts, as copies of a large picture take much memory
+            part = image.crop((0, top, width, min(top + rows, height)))
+            messages.data(to_plain(part).tobytes())
+    messages.end(notes=notes + to_plain.notes)
 
 
 def _read(file: BinaryIO, settings: PictureSettings, notes: list[str]) -> Image.Image:
+    """The decoded picture, upright, in its own mode."""
+    if settings.format == "JPEG":
+        _check_scans(file, settings.maximum_scans)
+    image = Image.open(file, formats=[settings.format])
+    _check_size(*image.size, settings.maximum_pixels)
+    if settings.format != "JPEG" and getattr(image, "is_animated", False):
+        notes.append("holds several pictures; the first one is used")
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+@contextmanager
+def _damage_refused(settings: PictureSettings) -> Iterator[None]:
     try:
-        if settings.format == "JPEG":
-            _check_scans(file, settings.maximum_scans)
         with warnings.catch_warnings():
-            # Pillow warns about odd EXIF data, which is harmless, and about sizes, which are checked below
+            # Pillow warns about odd EXIF data, which is harmless, and about sizes, which are checked here
             # before any pixel is decoded.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=[settings.format]) as image:
-                _check_size(*image.size, settings.maximum_pixels)
-                if settings.format != "JPEG" and getattr(image, "is_animated", False):
-                    notes.append("holds several pictures; the first one is used")
-                image.load()
-                return _plain(ImageOps.exif_transpose(image), notes)
-    except (Refusal, MemoryError):
+            yield
+    except (Refusal, MemoryError, BrokenPipeError):
         raise
     except Image.DecompressionBombError as error:
         raise Refusal(_too_large(settings.maximum_pixels)) from error
@@ -127,55 +139,70 @@ def _check_scans(file: BinaryIO, maximum: int) -> None:
             )
 
 
-def _plain(image: Image.Image, notes: list[str]) -> Image.Image:
-    """8-bit sRGB of what is seen of the picture."""
-    profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F"):
-        raise Refusal("has 32-bit pixels; save it with 8 bits per channel")
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it: keep the high bytes.
-        high = image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2]
-        image = Image.frombytes("L", image.size, high)
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema()[0] == 255:
-            alpha = None
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    elif image.mode == "P":
+class Plain:
+    """Converts a picture, or a part of it, to what is seen of it: 8-bit sRGB without transparency.
+
+    Args:
+        image: the whole picture; its mode, profile and transparency are taken from it.
+
+    Attributes:
+        notes: what a user may want to know, as the rest of a sentence that starts with the file's name.
+
+    Raises:
+        Refusal: the picture has 32-bit pixels.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        if image.mode in ("I", "F"):
+            raise Refusal("has 32-bit pixels; save it with 8 bits per channel")
+        self.notes: list[str] = []
+        self._transparent = image.has_transparency_data and not image.mode.startswith("I;16")
+        grey = image.mode in ("L", "LA", "La", "1") or image.mode.startswith("I;16")
+        self._mode = image.mode if image.mode == "CMYK" else "L" if grey else "RGB"
+        self._transform = self._to_srgb(image.info.get("icc_profile"))
+        self._noted_transparency = False
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Convert; returns the mode RGB."""
+        alpha = None
+        if image.mode.startswith("I;16"):
+            # Pillow would clip 16-bit grey at 255 instead of scaling it: keep the high bytes.
+            high = image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2]
+            image = Image.frombytes("L", image.size, high)
+        if self._transparent:
+            image = image.convert("LA" if self._mode == "L" else "RGBA")
+            alpha = image.getchannel("A")
+        image = image.convert(self._mode)
+        if self._transform is not None:
+            image = ImageCms.applyTransform(image, self._transform) or image
         image = image.convert("RGB")
-    if profile:
-        image = _in_srgb(image, profile, notes)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if alpha is not None:
-        notes.append("has transparent areas, which become white")
+        if alpha is None or alpha.getextrema()[0] == 255:
+            return image
+        if not self._noted_transparency:
+            self.notes.append("has transparent areas, which become white")
+            self._noted_transparency = True
         flat = Image.new("RGB", image.size, BACKGROUND)
         flat.paste(image, mask=alpha)
-        image = flat
-    return image
+        return flat
 
-
-def _in_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
-    """Convert a picture from its colour profile; one that cannot be used is ignored, which is noted."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return image
-        mode = _PROFILE_MODES[source.profile.xcolor_space]
-        if image.mode != mode:
-            image = image.convert(mode) if mode != "CMYK" else image
-        converted = ImageCms.profileToProfile(
-            image,
-            source,
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-        assert converted is not None
-        return converted
-    except (ImageCms.PyCMSError, OSError, KeyError, TypeError, ValueError):
-        notes.append("has a colour profile that cannot be used; its colours are taken as sRGB")
-        return image
+    def _to_srgb(self, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
+        """The conversion from a colour profile; one that cannot be used is ignored, which is noted."""
+        if not profile:
+            return None
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" in ImageCms.getProfileDescription(source):
+                return None
+            if _PROFILE_MODES[source.profile.xcolor_space] != self._mode:
+                raise ValueError("the profile is for another kind of colours")
+            return ImageCms.buildTransform(
+                source,
+                ImageCms.createProfile("sRGB"),
+                self._mode,
+                "RGB",
+                ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+        except (ImageCms.PyCMSError, OSError, KeyError, TypeError, ValueError):
+            self.notes.append("has a colour profile that cannot be used; its colours are taken as sRGB")
+            return None

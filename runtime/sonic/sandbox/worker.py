@@ -51,6 +51,8 @@ def main(order: Order) -> None:
             f"takes more than {order.memory_bytes / 1e6:g} MB of memory to decode; "
             "give a smaller one, or raise the limit decode-memory-megabytes"
         )
+    except Exception as error:  # what a reader did not expect of a damaged file
+        messages.error(f"is damaged: its decoder failed ({type(error).__name__})")
 
 
 def run(order: Order, messages: Messages, confined: bool, file: BinaryIO | None = None) -> None:
