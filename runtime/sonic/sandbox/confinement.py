@@ -45,7 +45,8 @@ def confine(seconds: float, memory_bytes: int) -> list[str]:
         What confines it, beside the limits: "Landlock 7", "seccomp", "a network namespace".
     """
     used = []
-    _limit(resource.RLIMIT_CPU, math.ceil(_processor_seconds() + seconds))
+    # The signal of the lower limit (SIGXCPU) says why the process ended.
+    _limit(resource.RLIMIT_CPU, math.ceil(_processor_seconds() + seconds), margin=1)
     _limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes)
     _limit(resource.RLIMIT_FSIZE, 0)  # the result goes through a pipe
     _limit(resource.RLIMIT_CORE, 0)
@@ -66,12 +67,12 @@ def confine(seconds: float, memory_bytes: int) -> list[str]:
     return used
 
 
-def _limit(kind: int, value: int) -> None:
-    """Lower a limit; one that is lower already stays."""
-    _, hard = resource.getrlimit(kind)
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    resource.setrlimit(kind, (value, value))
+def _limit(kind: int, value: int, margin: int = 0) -> None:
+    """Lower a limit, and to `margin` above it the one up to which it may be raised; lower ones stay."""
+    soft, hard = resource.getrlimit(kind)
+    lower = [value if old == resource.RLIM_INFINITY else min(value, old) for old in (soft, hard)]
+    most = value + margin if hard == resource.RLIM_INFINITY else min(value + margin, hard)
+    resource.setrlimit(kind, (min(lower), most))
 
 
 def _processor_seconds() -> float:
