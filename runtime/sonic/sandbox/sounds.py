@@ -77,6 +77,7 @@ def _decode(file: BinaryIO, settings: SoundSettings, messages: Messages) -> None
         "codec_whitelist": ",".join(CODECS),
         "protocol_whitelist": "none",
     }
+    wav_excess = _wav_excess(file)
     with av.open(file, options=options, **TOLERANT) as container:
         stream = _first_sound(container)
         stated = _stated_seconds(container, stream)
@@ -109,6 +110,8 @@ def _decode(file: BinaryIO, settings: SoundSettings, messages: Messages) -> None
             output.send(converter.finish())
         notes = []
         seconds = output.sent_bytes / frame_bytes / rate_hz
+        if wav_excess is not None:
+            stated = seconds * wav_excess
         if stated is not None and not output.complete:
             missing = stated - seconds
             if missing > _MISSING_SECONDS and missing > _MISSING_FRACTION * stated:
@@ -179,6 +182,29 @@ def _stated_seconds(container: av.container.InputContainer, stream: av.AudioStre
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
+
+
+def _wav_excess(file: BinaryIO) -> float | None:
+    """How many times the data that are there a WAV says it has; None if it is whole, or no WAV.
+
+    FFmpeg corrects the length by the size of the file, and does not tell.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start, excess = file.read(12), None
+    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+        position = len(start)
+        while len(head := file.read(8)) == 8:
+            length, position = int.from_bytes(head[4:], "little"), position + 8
+            if head[:4] == b"data":
+                # Programs that write to a pipe do not know the length, and state the largest one.
+                if position < size < position + length < 0x7FFFF000:
+                    excess = length / (size - position)
+                break
+            position += length + length % 2
+            file.seek(position)
+    file.seek(0)
+    return excess
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:

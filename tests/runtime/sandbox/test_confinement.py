@@ -42,18 +42,13 @@ needs_seccomp = pytest.mark.skipif(not seccomp.supported(), reason="this system 
 
 
 @needs_seccomp
-@pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_attempts_fail(tmp_path: Path, attempt: str) -> None:
+def test_attempts_fail(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
-    code = f"""
-    try:
-        {ATTEMPTS[attempt]}
-    except (OSError, ValueError) as error:
-        print("refused")
-    else:
-        print("done")
-    """
-    assert run(code, tmp_path) == "refused"
+    lines = [
+        f"try:\n    {attempt}\nexcept (OSError, ValueError): pass\nelse: print({name!r})"
+        for name, attempt in ATTEMPTS.items()
+    ]
+    assert run("\n".join([*lines, "print('end')"]), tmp_path) == "end"
     assert sorted(os.listdir(tmp_path)) == ["there"]
 
 
