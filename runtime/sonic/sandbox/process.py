@@ -12,6 +12,7 @@ threads (those of ONNX Runtime, for example) a fork would break; it imports only
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -210,9 +211,11 @@ class _Process:
                 process_group=0,  # Ctrl-C is for this process, which then ends that one
             )
         except OSError as error:
+            right = f"check the limits of processes and memory, and {sys.executable}"
+            if error.errno == errno.ENOEXEC:  # of another architecture: this process is emulated
+                right = "set SONIC_SANDBOX=0 to decode in this process, without protection"
             raise SonicError(
-                f"the process that decodes inputs cannot be started ({error.strerror or error}); check the "
-                f"limits of processes and memory, and {sys.executable}"
+                f"the process that decodes inputs cannot be started ({error.strerror or error}); {right}"
             ) from error
         assert self._process.stdout is not None
         self.output = self._process.stdout.fileno()

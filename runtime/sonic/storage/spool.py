@@ -54,7 +54,8 @@ class ArraySpool:
             )
         self._row_bytes = prod(self._row_shape) * self._dtype.itemsize
         self._memory_limit_bytes = memory_limit_bytes
-        self._directory = Path(tempfile.gettempdir() if directory is None else directory)
+        # Found when it is needed: small results need none.
+        self._directory = None if directory is None else Path(directory)
         self._rows = 0
 
     @property
@@ -132,7 +133,7 @@ class ArraySpool:
             self._write(values, offset)
         except OSError as error:
             raise OutputError(
-                f"{self._directory}: temporary data cannot be stored here "
+                f"{self._directory or 'the temporary folder'}: temporary data cannot be stored here "
                 f"({error.strerror or error}); free some space or choose another folder"
             ) from error
 
@@ -167,7 +168,9 @@ class ArraySpool:
         while view:
             count = os.preadv(self._file.fileno(), [view], offset)
             if not count:
-                raise OutputError(f"{self._directory}: temporary data was truncated")
+                raise OutputError(
+                    f"{self._directory or 'the temporary folder'}: temporary data was truncated"
+                )
             view, offset = view[count:], offset + count
 
     def __getitem__(self, key: Any) -> NDArray[Any]:

@@ -52,8 +52,8 @@ def sounds() -> list[bytes]:
     found = []
     for container_format, codec in (
         ("wav", "pcm_f32le"), ("wav", "pcm_s24le"), ("mp3", "libmp3lame"), ("flac", "flac"),
-        ("ogg", "libopus"), ("ipod", "aac"), ("matroska", "flac"), ("aiff", "pcm_s16be"), ("caf", "pcm_s16be"), ("adts", "aac"),
-        ("avi", "pcm_s16le"),
+        ("ogg", "libopus"), ("ipod", "aac"), ("matroska", "flac"), ("aiff", "pcm_s16be"),
+        ("caf", "pcm_s16be"), ("adts", "aac"), ("avi", "pcm_s16le"),
     ):  # fmt: skip
         file = io.BytesIO()
         with av.open(file, "w", format=container_format) as container:
