@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # What each package may import beside the standard library.
 PACKAGES = {
     "runtime/sonic": (
-        "sonic annotated_types av backports click compression numpy onnxruntime PIL platformdirs psutil "
-        "pydantic rich soxr "
+        "sonic annotated_types av backports click compression numpy onnxruntime PIL pi_heif platformdirs "
+        "psutil pydantic rich soxr "
         "tvm_ffi"  # only where a compiled bundle is opened
     ),
     "calibration/sonic_calibration": (

@@ -36,7 +36,7 @@ from sonic.media.lipsync import MouthMotionMeter, shift_sound, sound_offset_fram
 from sonic.media.portrait import Portrait, load_portrait, portrait_from_picture, resize_mask
 from sonic.media.video import Video, VideoStream
 from sonic.memory import check_memory
-from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, GenerationOptions, IntakeLimits, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress, announce
 from sonic.resume import ClipCheckpoint, ClipIdentity
@@ -204,6 +204,7 @@ class Generation:
         checkpoint: keeps the steps that are done, and may have some to go on with.
         in_batch: whether earlier clips are decoded while this one is denoised.
         one_by_one: whether there is one call of a submodel at a time, for an observer.
+        limits: of the portrait and the recording, and of decoding them; the environment's by default.
     """
 
     def __init__(
@@ -217,13 +218,14 @@ class Generation:
         checkpoint: ClipCheckpoint | None = None,
         in_batch: bool = False,
         one_by_one: bool = False,
+        limits: IntakeLimits | None = None,
     ) -> None:
         self._engine, self._run, self._together = engine, run, together
         self._in_batch, self._one_by_one = in_batch, one_by_one
         self._constants = engine.bundle.manifest.constants
         self._request = request
         self._progress = progress
-        self._spool_directory = spool_directory
+        self._spool_directory, self._limits = spool_directory, limits
         self._checkpoint = checkpoint
         self._stack = ExitStack()
 
@@ -255,8 +257,8 @@ class Generation:
             check_not_an_input(path, request.input_files)
         if request.scan is not None:
             scan_files(request.scan, request.input_files)
-        picture = load_portrait(request.image)
-        sound = load_speech(request.audio, options)
+        picture = load_portrait(request.image, self._limits)
+        sound = load_speech(request.audio, options, self._limits, self._spool_directory)
         dump = None if request.dump is None else self._stack.enter_context(DumpWriter(request.dump))
         portrait = self._prepare_portrait(picture)
         samples = mono_samples(sound, self._constants.audio.sample_rate_hz)
@@ -428,13 +430,18 @@ def denoise_clips(
         )
 
 
-def load_speech(path: PathLike, options: GenerationOptions) -> Sound:
+def load_speech(
+    path: PathLike,
+    options: GenerationOptions,
+    limits: IntakeLimits | None = None,
+    spool_directory: Path | None = None,
+) -> Sound:
     """Load the part of a recording that `options` ask for.
 
     Raises:
         InputError: the recording cannot be used, or is shorter than the requested duration.
     """
-    sound = load_sound(path, maximum_seconds=options.duration)
+    sound = load_sound(path, options.duration, limits, spool_directory)
     wanted = options.duration
     if wanted is not None and sound.duration_seconds + 1.5 / sound.sample_rate_hz < wanted:
         raise InputError(

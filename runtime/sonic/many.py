@@ -27,7 +27,7 @@ from sonic.errors import GenerationCancelled, SonicError
 from sonic.execution import choose_execution
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
 from sonic.media.video import Video
-from sonic.options import RunOptions
+from sonic.options import IntakeLimits, RunOptions
 from sonic.progress import NoProgress, Progress, announce
 from sonic.resume import ClipCheckpoint
 
@@ -88,6 +88,7 @@ def generate_in_groups(
     progress: Progress,
     spool_directory: Path | None = None,
     cancel: threading.Event | None = None,
+    limits: IntakeLimits | None = None,
 ) -> Generator[ClipResult, None, None]:
     """Generate clips; the arguments and results are those of :meth:`SonicModel.generate_many`.
 
@@ -95,11 +96,14 @@ def generate_in_groups(
         engine: runs the submodels.
         requests: what to generate.
         run, together, progress, spool_directory, cancel: as there.
+        limits: what portraits and recordings may be; the environment's by default.
     """
     stop = _EitherEvent(cancel)
     waiting: deque[_Clip] = deque()
     with ThreadPoolExecutor(1) as denoiser, ThreadPoolExecutor(1) as renderer:
-        groups = _Groups(WatchedEngine(engine, cancel=stop), run, progress, spool_directory, stop, renderer)
+        groups = _Groups(
+            WatchedEngine(engine, cancel=stop), run, progress, spool_directory, stop, renderer, limits
+        )
         try:
             numbered = iter(requests)
             index = 0
@@ -137,8 +141,9 @@ class _Groups:
         spool_directory: Path | None,
         cancel: threading.Event,
         renderer: ThreadPoolExecutor,
+        limits: IntakeLimits | None,
     ) -> None:
-        self._engine, self._run = engine, run
+        self._engine, self._run, self._limits = engine, run, limits
         self._shared = SharedSessions(engine)
         self._progress, self._spool_directory = progress, spool_directory
         self._cancel, self._renderer = cancel, renderer
@@ -198,6 +203,7 @@ class _Groups:
                 together,
                 checkpoint=checkpoint,
                 in_batch=True,
+                limits=self._limits,
             )
             resources = until_prepared.enter_context(ExitStack())
             resources.enter_context(generation)

@@ -28,7 +28,7 @@ from sonic.errors import InputError
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
 from sonic.many import ClipResult, generate_in_groups
 from sonic.media.video import Video, VideoStream
-from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, RunOptions
+from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, IntakeLimits, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed
@@ -41,6 +41,7 @@ class LoadArguments(RunOptions):
     name: PathLike
     _: KW_ONLY
     check_digests: bool = True
+    limits: IntakeLimits | None = None
 
 
 @accepts(LoadArguments)
@@ -50,6 +51,8 @@ def load_model(arguments: LoadArguments) -> SonicModel:
     Args:
         name: a bundle's name or path.
         check_digests: compare every file with its SHA-256 in the manifest.
+        limits: what portraits and recordings may be, and what decoding one may take; by default, what
+            :meth:`sonic.options.IntakeLimits.from_environment` returns.
         (options)
 
     Raises:
@@ -57,13 +60,16 @@ def load_model(arguments: LoadArguments) -> SonicModel:
             run the bundle.
         InputError: an option cannot be used.
     """
-    return open_model(arguments.name, narrowed(arguments, RunOptions), arguments.check_digests)
+    run = narrowed(arguments, RunOptions)
+    return open_model(arguments.name, run, arguments.check_digests, arguments.limits)
 
 
-def open_model(name: PathLike, run: RunOptions, check_digests: bool = True) -> SonicModel:
+def open_model(
+    name: PathLike, run: RunOptions, check_digests: bool = True, limits: IntakeLimits | None = None
+) -> SonicModel:
     """As :func:`load_model`, with the options in an object."""
     bundle = open_bundle(find_bundle(name), check_digests=check_digests)
-    return SonicModel(make_engine(bundle, run), run)
+    return SonicModel(make_engine(bundle, run), run, limits)
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,12 @@ class SonicModel:
     each gets the same bytes as it would alone.
     """
 
-    def __init__(self, engine: Engine, run: RunOptions = AUTOMATIC) -> None:
+    def __init__(
+        self, engine: Engine, run: RunOptions = AUTOMATIC, limits: IntakeLimits | None = None
+    ) -> None:
         self.engine = engine
         self.run = run
+        self.limits = limits
 
     @property
     def manifest(self) -> Manifest:
@@ -228,6 +237,7 @@ class SonicModel:
                 self.run,
                 checkpoint=checkpoint,
                 one_by_one=one_by_one,
+                limits=self.limits,
             ) as generation:
                 clip = generation.prepare()
                 denoise_clips(engine, [clip], progress)
@@ -275,6 +285,7 @@ class SonicModel:
             progress or NoProgress(),
             None if spool_directory is None else Path(spool_directory),
             cancel,
+            self.limits,
         )
 
 

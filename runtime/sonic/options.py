@@ -1,16 +1,19 @@
-"""The options of a clip, and of how submodels run: each option is defined here, once."""
+"""The options of a clip, of how submodels run, and of what is read: each option is defined here, once."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator
 
 from sonic.bundle.constants import Constants
 from sonic.bundle.presets import EXACT_SPEED, SpeedName, decrease
+from sonic.errors import InputError
 from sonic.scan import WANTED, check_address
-from sonic.schema import Option, Validated, definitions
+from sonic.schema import Definition, Option, Validated, definitions
 
 
 def _decreasing(sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -209,3 +212,100 @@ class RunOptions(Validated):
 
 AUTOMATIC = RunOptions()
 DEFAULT_BATCH = BatchOptions()
+
+
+#: Options that have a variable of the environment: this and the option's name, in capitals.
+ENVIRONMENT_PREFIX = "SONIC_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeLimits(Validated):
+    """What portraits and recordings may be, and what decoding one of them may take.
+
+    Raises:
+        InputError: a value is of another type, or out of its range.
+    """
+
+    picture_megabytes: Annotated[
+        int, Option("Largest file of a portrait", unit="MB", minimum=1, maximum=10_000)
+    ] = 64
+    picture_megapixels: Annotated[
+        int, Option("Most pixels of a portrait", unit="megapixels", minimum=1, maximum=1000)
+    ] = 64
+    picture_scans: Annotated[
+        int,
+        Option(
+            "Most scans of a JPEG, each of which is decoded as a whole picture",
+            unit="scans",
+            minimum=1,
+            maximum=10_000,
+        ),
+    ] = 32
+    sound_megabytes: Annotated[
+        int, Option("Largest file of a recording", unit="MB", minimum=1, maximum=100_000)
+    ] = 1000
+    sound_seconds: Annotated[
+        int,
+        Option(
+            "Longest recording, or part of it that is asked for", unit="seconds", minimum=1, maximum=10**6
+        ),
+    ] = 3600
+    decoded_megabytes: Annotated[
+        int,
+        Option("Most 16-bit samples that a recording may decode to", unit="MB", minimum=1, maximum=100_000),
+    ] = 700  # an hour of stereo at 48 kHz
+    decode_seconds: Annotated[
+        int,
+        Option(
+            "Processor time to decode a file; three times as much by the clock",
+            unit="seconds",
+            minimum=1,
+            maximum=86_400,
+        ),
+    ] = 60
+    decode_memory_megabytes: Annotated[
+        int, Option("Memory to decode a file, beyond the libraries", unit="MB", minimum=50, maximum=100_000)
+    ] = 800
+    sandbox: Annotated[
+        bool,
+        Option("Decode in a confined process, where time and memory are limited, and not in this one"),
+    ] = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> IntakeLimits:
+        """The limits that variables such as ``SONIC_SOUND_SECONDS=7200`` set, and the defaults.
+
+        Args:
+            environment: the process's by default.
+
+        Raises:
+            InputError: a variable's value cannot be used.
+        """
+        variables = os.environ if environment is None else environment
+        values = {}
+        for definition in definitions(cls):
+            name = ENVIRONMENT_PREFIX + definition.name.upper()
+            if variables.get(name):
+                values[definition.field] = _parsed(definition, name, variables[name])
+        return cls(**values)
+
+
+_FLAGS = {
+    "1": True,
+    "true": True,
+    "on": True,
+    "yes": True,
+    "0": False,
+    "false": False,
+    "off": False,
+    "no": False,
+}
+
+
+def _parsed(definition: Definition, name: str, text: str) -> Any:
+    try:
+        value = _FLAGS[text.strip().lower()] if definition.kind is bool else definition.kind(text)
+        definition.check(value)
+    except (KeyError, ValueError) as error:  # an InputError is a ValueError
+        raise InputError(f"{name} is {text!r}, but should be {definition.wanted}") from error
+    return value

@@ -31,6 +31,7 @@ from sonic.bundle.store import Bundle
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
+from sonic.media.checks import check_regular_file
 from sonic.options import GenerationOptions, RunOptions
 from sonic.schema import PathLike, definitions
 from sonic.storage.checkpoint import Checkpoint, DamagedCheckpoint, read_checkpoint, write_checkpoint
@@ -68,6 +69,7 @@ class FileIdentity:
         """
         if isinstance(source, np.ndarray):
             return cls._of_array(source)
+        check_regular_file(Path(source), "an input file")  # a pipe would never end
         try:
             with os.fdopen(open_regular(source), "rb") as file:  # reading a pipe could block forever
                 return cls(Path(source).name, hashlib.file_digest(file, "sha256").hexdigest())

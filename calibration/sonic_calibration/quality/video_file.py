@@ -9,9 +9,10 @@ import av
 import numpy as np
 
 from sonic.errors import InputError, SonicError
-from sonic.media.audio import TOLERANT, load_sound
+from sonic.media.audio import load_sound
 from sonic.media.checks import check_regular_file
 from sonic.media.video import Video
+from sonic.sandbox.sounds import TOLERANT
 from sonic.storage.spool import ArraySpool
 
 #: A frame that is off its expected time by more than this many frame intervals means an uneven frame rate.

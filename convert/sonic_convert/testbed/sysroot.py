@@ -157,6 +157,8 @@ def emulated(
     """
     variables = dict(environment or {})
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), str(sysroot.site)]))
+    # An emulated program cannot start the process that decodes inputs.
+    variables.setdefault("SONIC_SANDBOX", "0")
     # Keeps the other interpreter's bytecode out of the runtime's folder.
     variables.setdefault("PYTHONPYCACHEPREFIX", str(sysroot.cache / "bytecode"))
     if threads is not None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from sonic.cli.errors import printable, user_errors
-from sonic.cli.options import PATH, batch_options, load_for_command, run_options
+from sonic.cli.options import PATH, batch_options, limits_options, load_for_command, run_options
 from sonic.media.checks import check_not_an_input
-from sonic.options import BatchOptions, RunOptions
+from sonic.options import BatchOptions, IntakeLimits, RunOptions
 from sonic.progress import ConsoleProgress
 
 
@@ -27,6 +27,7 @@ from sonic.progress import ConsoleProgress
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
 @batch_options
 @run_options
+@limits_options
 def batch(
     jobs: Path,
     bundle: str,
@@ -34,6 +35,7 @@ def batch(
     report: Path | None,
     options: BatchOptions,
     run: RunOptions,
+    limits: IntakeLimits,
 ) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
@@ -51,7 +53,7 @@ def batch(
         journal = report or journal_path(jobs)
         check_not_an_input(journal, [jobs])
         reports = run_batch(
-            load_for_command(bundle, run),
+            load_for_command(bundle, run, limits),
             todo,
             journal,
             together,

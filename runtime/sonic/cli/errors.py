@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        click.echo(f"note: {printable(str(message))}", err=True)
+        click.echo(f"note: {printable(message)}", err=True)
 
     with warnings.catch_warnings(), _signals_unwind():
         warnings.simplefilter("always", SonicWarning)
@@ -39,7 +39,7 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except SonicError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            click.echo(f"error: {printable(error)}", err=True)
             _print_notes(error)
             sys.exit(2)
         except OSError as error:  # such as a full disk or an unreadable folder
@@ -62,6 +62,13 @@ def user_errors() -> Iterator[None]:
             raise
 
 
+def printable(message: object) -> str:
+    """A message for a terminal: characters that could control it, as in names of files, are spelled out."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(message)
+    )
+
+
 class _Terminated(SystemExit):
     """The end of a process that was told to end by a signal."""
 
@@ -69,17 +76,6 @@ class _Terminated(SystemExit):
 def _print_notes(error: BaseException) -> None:
     for note in dict.fromkeys(getattr(error, "__notes__", ())):
         click.echo(f"note: {printable(note)}", err=True)
-
-
-def printable(text: str) -> str:
-    """A text that may hold names of files, as it can be printed: in one line, and no commands to terminals.
-
-    Control characters, and bytes of names that are no UTF-8, are written as escapes.
-    """
-    return "".join(
-        character if character.isprintable() or character == " " else repr(character)[1:-1]
-        for character in text
-    )
 
 
 @contextmanager

@@ -9,11 +9,11 @@ import click
 import numpy as np
 
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, clip_options, load_for_command, run_options
+from sonic.cli.options import PATH, clip_options, limits_options, load_for_command, run_options
 from sonic.media.checks import check_not_an_input
 from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
-from sonic.options import RunOptions
+from sonic.options import IntakeLimits, RunOptions
 from sonic.progress import ConsoleProgress
 from sonic.resume import checkpoint_path
 from sonic.storage.owned import remove_abandoned
@@ -26,13 +26,20 @@ OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write
 @OUTPUT
 @clip_options
 @run_options
-def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> None:
+@limits_options
+def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions, limits: IntakeLimits) -> None:
     """Generate a talking-head video."""
     with user_errors():
-        click.echo(generate_file(bundle, output, clip, run))
+        click.echo(generate_file(bundle, output, clip, run, limits))
 
 
-def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> str:
+def generate_file(
+    bundle: str,
+    output: Path,
+    clip: ClipArguments,
+    run: RunOptions,
+    limits: IntakeLimits | None = None,
+) -> str:
     """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
 
     Returns:
@@ -44,7 +51,7 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)
-    model = load_for_command(bundle, run)
+    model = load_for_command(bundle, run, limits)
     rate = model.constants.video.h264_constant_rate_factor
     remove_abandoned(output.absolute().parent)
     arguments = replace(

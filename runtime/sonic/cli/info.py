@@ -15,8 +15,9 @@ from sonic.bundle.store import find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.cli.tables import console
 from sonic.diffusion.steps import StepSettings, evaluations_per_window
-from sonic.options import GenerationOptions
+from sonic.options import GenerationOptions, IntakeLimits
 from sonic.plan import denoising_steps
+from sonic.sandbox.process import sandbox_report
 
 
 @click.command()
@@ -26,6 +27,7 @@ def info(bundle: str) -> None:
     with user_errors():
         directory = find_bundle(bundle)
         print_manifest(open_bundle(directory, check_digests=False).manifest, directory, console())
+        print_sandbox(console())
 
 
 def print_manifest(manifest: Manifest, directory: Path, console: Console) -> None:
@@ -94,6 +96,36 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
         for name, value in video.items():
             measured.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
         console.print(measured)
+
+
+def print_sandbox(console: Console) -> None:
+    """Print what confines the process that decodes portraits and recordings on this system."""
+    table = Table(title="sandbox: the process that decodes portraits and recordings", show_header=False)
+    for name, value in sandbox_facts(IntakeLimits.from_environment()).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def sandbox_facts(limits: IntakeLimits) -> dict[str, str]:
+    """What is confined and how, in words; tried out, as a container may refuse what the kernel offers."""
+    if not limits.sandbox:
+        return {"state": "switched off: files are decoded in the process that generates"}
+    found = sandbox_report()
+    words = {
+        "files": (
+            "can open none but the input",
+            "may open files: the system has neither Landlock nor seccomp",
+        ),
+        "network": (
+            "cannot be reached",
+            "may be reached: the system has neither seccomp nor user namespaces",
+        ),
+        "processes": ("cannot start any", "may start some: the system has no seccomp"),
+    }
+    facts = {"confined by": ", ".join([*found["by"], "limits of the process"])}
+    facts |= {name: texts[bool(found["possible"][name])] for name, texts in words.items()}
+    facts["time, memory"] = f"{limits.decode_seconds} s, {limits.decode_memory_megabytes} MB for each file"
+    return facts
 
 
 def speeds_table(manifest: Manifest) -> Table:

@@ -20,7 +20,7 @@ from sonic.cli.errors import user_errors
 from sonic.execution import most_threads
 from sonic.host import parse_processors, pin_to_processors, stay_on_a_node
 from sonic.model import ClipArguments, SonicModel, open_model
-from sonic.options import BatchOptions, GenerationOptions, RunOptions
+from sonic.options import ENVIRONMENT_PREFIX, BatchOptions, GenerationOptions, IntakeLimits, RunOptions
 from sonic.schema import Definition, PathLike, definitions
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -57,6 +57,7 @@ def with_options(
     only: Collection[str] | None = None,
     but: Collection[str] = (),
     defaults: Mapping[str, object] | None = None,
+    environment: str | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command the options that a dataclass defines; it receives an object of that class.
 
@@ -65,6 +66,7 @@ def with_options(
         parameter: the name of the command's parameter that receives the object.
         only, but: the fields that become options (None for all), or those that do not.
         defaults: this command's defaults, where they differ from the definitions'.
+        environment: the prefix of variables that take the place of options that are not given; None for none.
     """
     defaults = defaults or {}
     chosen = [d for d in definitions(kind) if (only is None or d.field in only) and d.field not in but]
@@ -78,13 +80,17 @@ def with_options(
             return command(*args, **values)
 
         for definition in sorted(reversed(chosen), key=lambda one: one.required):  # required ones first
-            call = _option(definition, defaults.get(definition.field, definition.default))(call)
+            default = defaults.get(definition.field, definition.default)
+            variable = None if environment is None else environment + definition.name.upper()
+            call = _option(definition, default, variable)(call)
         return call  # type: ignore[return-value]
 
     return decorate
 
 
-def _option(definition: Definition, default: object) -> Callable[[Command], Command]:
+def _option(
+    definition: Definition, default: object, variable: str | None = None
+) -> Callable[[Command], Command]:
     """One click option. Ranges are checked by the object itself, whose errors say what would be right."""
     flag = f"--{definition.name.replace('_', '-')}"
     text = definition.option.sentence
@@ -93,13 +99,21 @@ def _option(definition: Definition, default: object) -> Callable[[Command], Comm
     if definition.kind is bool:
         off = flag.replace("--", "--no-", 1)
         state = "on" if default else "off"
-        return click.option(f"{flag}/{off}", definition.field, default=default, help=f"{text} [{state}].")
+        return click.option(
+            f"{flag}/{off}", definition.field, default=default, envvar=variable, help=f"{text} [{state}]."
+        )
     kind = click.Choice(definition.choices) if definition.choices else _TYPES[definition.kind]
     if default is None:
         used = f" [{definition.option.default}]" if definition.option.default else ""
         return click.option(flag, definition.field, type=kind, help=f"{text}{used}.")
     return click.option(
-        flag, definition.field, type=kind, default=default, show_default=True, help=f"{text}."
+        flag,
+        definition.field,
+        type=kind,
+        default=default,
+        show_default=True,
+        envvar=variable,
+        help=f"{text}.",
     )
 
 
@@ -124,6 +138,11 @@ def processors_option(command: Command) -> Command:
 def run_options(command: Command) -> Command:
     """The options of every command that runs the UNet, as its parameter `run`."""
     return with_options(RunOptions, "run")(processors_option(command))
+
+
+def limits_options(command: Command) -> Command:
+    """The limits of portraits and recordings, as the parameter `limits`."""
+    return with_options(IntakeLimits, "limits", environment=ENVIRONMENT_PREFIX)(command)
 
 
 def threads_option(command: Command) -> Command:
@@ -151,7 +170,7 @@ def size_options(command: Command) -> Command:
     )(command)
 
 
-def load_for_command(bundle: PathLike, run: RunOptions) -> SonicModel:
+def load_for_command(bundle: PathLike, run: RunOptions, limits: IntakeLimits | None = None) -> SonicModel:
     """Load a model for a command, whose process is kept on one NUMA node if its threads fit there."""
     stay_on_a_node(most_threads(run))
-    return open_model(bundle, run)
+    return open_model(bundle, run, limits=limits)

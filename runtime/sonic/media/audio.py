@@ -1,45 +1,42 @@
 """From a sound file to the audio encoder's input.
 
-A recording is decoded with PyAV at its own rate and kept as 16-bit samples: the same samples go
-to the finished video and, resampled, to the audio encoder.
+A recording is decoded at its own rate and kept as 16-bit samples: the same samples go to the finished
+video and, resampled, to the audio encoder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import soxr
 
 from sonic.bundle.constants import AudioConstants
-from sonic.errors import InputError
-from sonic.media.checks import check_file
+from sonic.errors import InputError, warn
+from sonic.media.checks import open_input
+from sonic.media.intake import decoded, warn_of
+from sonic.media.levels import FULL_SCALE, Levels
+from sonic.options import IntakeLimits
+from sonic.sandbox.process import Decoding
+from sonic.sandbox.settings import SoundSettings
+from sonic.storage.spool import ArraySpool
 
 MINIMUM_SECONDS = 0.1
 SILENCE_PEAK_DBFS = -80.0
-RATE_LIMITS_HZ = (4_000, 768_000)
-#: A file counts as damaged when more than this fraction of its packets cannot be decoded. A few such
-#: packets are normal, for example junk after the last MP3 frame.
-DAMAGED_PACKETS_LIMIT = 0.1
-#: For `av.open`: do not fail on tags that are not valid text. PyAV 19 and later never do.
-TOLERANT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-_FULL_SCALE = 32_768
-_FORMATS = "WAV, MP3, FLAC, M4A or OGG"
-_CONTAINERS = "wav,w64,aiff,au,caf,mp3,aac,ac3,amr,flac,ogg,wv,ape,tta,mov,matroska,asf,avi,mpeg,mpegts"
+# Longer sounds are kept in a temporary file.
+_IN_MEMORY_BYTES = 64 * 2**20
+_RESAMPLED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """A recording in memory.
+    """A recording.
 
     Attributes:
-        samples: int16 (n, channels), one or two channels.
+        samples: int16 (n, channels), one or two channels; of a long recording, a read-only map of a file.
         sample_rate_hz: samples per second and channel.
     """
 
@@ -52,130 +49,79 @@ class Sound:
         return len(self.samples) / self.sample_rate_hz
 
 
-def load_sound(path: str | PathLike[str], maximum_seconds: float | None = None) -> Sound:
+def load_sound(
+    path: str | PathLike[str],
+    maximum_seconds: float | None = None,
+    limits: IntakeLimits | None = None,
+    spool_directory: Path | None = None,
+) -> Sound:
     """Decode the first audio stream of a file at its own sample rate.
 
-    Encoder delays that the file declares (MP3, M4A, Opus) are removed. Mono and stereo stay as they
-    are; more channels are mixed down to stereo by FFmpeg. Floating-point sources are clipped to full
-    scale.
+    A confined process decodes it (:mod:`sonic.sandbox`), while this one takes the samples: long sounds are
+    kept in a temporary file, which is mapped. Encoder delays that the file declares (MP3, M4A, Opus) are
+    removed. Mono and stereo stay as they are; more channels are mixed down to stereo by FFmpeg.
+    Floating-point sources are clipped to full scale, infinities too.
+
+    A warning notes a sound that ends before the length its file states, that is clipped, or whose two
+    channels cancel each other.
 
     Args:
         path: a sound file, or a video file with sound.
         maximum_seconds: decode at most this much, from the beginning.
+        limits: of file, length, samples, and decoding; the environment's by default
+            (:meth:`sonic.options.IntakeLimits.from_environment`).
+        spool_directory: folder of the temporary file; the system's temporary folder by default.
 
     Raises:
         InputError: the file is missing, not a regular file, empty or damaged; it has no audio
-            stream or an unusable sample rate; it is shorter than 0.1 s or silent (peak below
+            stream, an unusable sample rate, or samples that are not numbers; it is larger or longer than the
+            limits, or decoding takes more time or memory; it is shorter than 0.1 s or silent (peak below
             -80 dBFS); or `maximum_seconds` is below 0.1 s.
+        OutputError: the temporary file cannot be written.
+        SonicError: the decoding process cannot be started.
     """
     if maximum_seconds is not None and not MINIMUM_SECONDS <= maximum_seconds < math.inf:
         raise InputError(
             f"the maximum length of the sound is {maximum_seconds} s; "
             f"it should be {MINIMUM_SECONDS} s or more"
         )
-    path = Path(path)
-    check_file(path, "a sound file")
-    try:
-        sound = _decode(path, maximum_seconds)
-    except InputError:
-        raise
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, av.ArgumentError):  # a container that is not listed, or 9 channels
-            reason = "its format is not supported"
-        raise InputError(
-            f"{path} cannot be decoded as sound ({reason}); give an undamaged {_FORMATS} file"
-        ) from error
+    path, limits = Path(path), limits or IntakeLimits.from_environment()
+    settings = SoundSettings(maximum_seconds, limits.sound_seconds, limits.decoded_megabytes * 10**6)
+    with (
+        open_input(path, "a sound file", limits.sound_megabytes) as file,
+        decoded("sound", path, file, settings, limits) as decoding,
+    ):
+        sound, levels = _received(path, decoding, settings.maximum_bytes, spool_directory)
     if sound.duration_seconds < MINIMUM_SECONDS:
         raise InputError(
             f"{path} holds {sound.duration_seconds:.3f} s of sound; at least {MINIMUM_SECONDS} s are needed"
         )
-    peak = max(int(sound.samples.max()), -int(sound.samples.min()))
-    if peak < _FULL_SCALE * 10 ** (SILENCE_PEAK_DBFS / 20):
+    if levels.peak < FULL_SCALE * 10 ** (SILENCE_PEAK_DBFS / 20):
         raise InputError(f"{path} is silent; give a recording with a voice in it")
+    warn_of(path, decoding)
+    for note in levels.notes():
+        warn(f"{path} {note}")
     return sound
 
 
-def _decode(path: Path, maximum_seconds: float | None) -> Sound:
-    # FFmpeg takes "a:b" for a protocol, and a playlist can name other files: the prefix "file:" and
-    # the list of formats restrict it to this one file. Tags in old encodings must not make it fail.
-    options = {"format_whitelist": _CONTAINERS}
-    with av.open(f"file:{path}", options=options, **TOLERANT) as container:
-        if not container.streams.audio:
-            raise InputError(f"{path} holds no sound; give a {_FORMATS} file")
-        frames = _frames(container, path)
-        first = next(frames, None)
-        if first is None:
-            raise InputError(f"{path} holds no sound that can be decoded; give a {_FORMATS} file")
-        rate_hz = first.sample_rate
-        if not RATE_LIMITS_HZ[0] <= rate_hz <= RATE_LIMITS_HZ[1]:
-            raise InputError(
-                f"{path} has a sample rate of {rate_hz} Hz; "
-                f"{RATE_LIMITS_HZ[0]} to {RATE_LIMITS_HZ[1]} Hz can be used"
-            )
-        converter = _Converter(first)
-        limit_bytes = math.inf
-        if maximum_seconds is not None:
-            limit_bytes = round(maximum_seconds * rate_hz) * 2 * converter.channels
-        # The samples will be a view of this growing byte array, which saves a second copy.
-        samples = bytearray()
-        samples += converter.convert(first)
-        for frame in frames:
-            if len(samples) >= limit_bytes:
-                break
-            samples += converter.convert(frame)
-        else:
-            samples += converter.finish()
-        if len(samples) > limit_bytes:
-            del samples[int(limit_bytes) :]
-    return Sound(np.frombuffer(samples, np.int16).reshape(-1, converter.channels), rate_hz)
-
-
-def _frames(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
-    """Yield decoded frames; a few packets that cannot be decoded are skipped, more are an error."""
-    packets = damaged = 0
-    for packet in container.demux(container.streams.audio[0]):
-        packets += 1
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            damaged += 1
-    if damaged > 1 and damaged > DAMAGED_PACKETS_LIMIT * packets:
-        raise InputError(
-            f"{path} is damaged: {damaged} of its {packets} packets cannot be decoded; "
-            f"give an undamaged {_FORMATS} file"
-        )
-
-
-class _Converter:
-    """Converts frames of any format to interleaved 16-bit samples at the first frame's rate."""
-
-    def __init__(self, first: av.AudioFrame) -> None:
-        self.channels = min(first.layout.nb_channels, 2)
-        self._rate_hz = first.sample_rate
-        self._format: tuple[object, ...] = ()
-        self._resampler: av.AudioResampler | None = None
-
-    def convert(self, frame: av.AudioFrame) -> bytes:
-        done = b""
-        frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if frame_format != self._format:  # the first frame, or joined streams of two kinds
-            done = self.finish()
-            layout = "mono" if self.channels == 1 else "stereo"
-            self._resampler = av.AudioResampler("s16", layout, self._rate_hz)
-            self._format = frame_format
-        return done + self._run(frame)
-
-    def finish(self) -> bytes:
-        """Return the samples that the resampler still holds."""
-        return self._run(None)
-
-    def _run(self, frame: av.AudioFrame | None) -> bytes:
-        if self._resampler is None:
-            return b""
-        parts = self._resampler.resample(frame)
-        # Where no conversion is needed, PyAV returns its argument, and that includes the final None.
-        return b"".join(part.to_ndarray().tobytes() for part in parts if part is not None)
+def _received(
+    path: Path, decoding: Decoding, maximum_bytes: int, spool_directory: Path | None
+) -> tuple[Sound, Levels]:
+    """The decoder's samples, and how loud they are."""
+    rate_hz, channels = decoding.header.get("rate_hz"), decoding.header.get("channels")
+    if not isinstance(rate_hz, int) or rate_hz <= 0 or channels not in (1, 2):
+        raise InputError(f"{path} cannot be decoded: its decoder says neither rate nor channels")
+    levels = Levels(channels)
+    with ArraySpool((channels,), np.int16, _IN_MEMORY_BYTES, spool_directory) as spool:
+        rest = b""
+        for part in decoding.data(maximum_bytes):
+            part = rest + part
+            whole = len(part) - len(part) % (2 * channels)
+            samples = np.frombuffer(part, np.int16, whole // 2).reshape(-1, channels)
+            rest = part[whole:]
+            levels.update(samples)
+            spool.append(samples)
+        return Sound(spool.mapped(), rate_hz), levels
 
 
 def mono_samples(sound: Sound, sample_rate_hz: int) -> np.ndarray:
@@ -186,16 +132,30 @@ def mono_samples(sound: Sound, sample_rate_hz: int) -> np.ndarray:
     Returns:
         float32 (n,), full scale at -1 and 1; resampling may overshoot a little.
     """
-    channels = sound.samples.shape[1]
-    mono = sound.samples[:, 0].astype(np.float32)
-    for channel in range(1, channels):
-        mono += sound.samples[:, channel]
-    mono /= _FULL_SCALE * channels
     if sound.sample_rate_hz == sample_rate_hz:
-        return mono
-    length = -(-len(mono) * sample_rate_hz // sound.sample_rate_hz)
-    resampled = soxr.resample(mono, sound.sample_rate_hz, sample_rate_hz, quality="HQ")[:length]
-    return np.pad(resampled, (0, length - len(resampled)))
+        return _mono(sound.samples)
+    length = -(-len(sound.samples) * sample_rate_hz // sound.sample_rate_hz)
+    resampled = np.zeros(length, np.float32)
+    # In parts, which gives the same samples: at its own rate, a long recording would take much memory.
+    stream = soxr.ResampleStream(sound.sample_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+    done = 0
+    for start in range(0, len(sound.samples), _RESAMPLED_AT_ONCE):
+        last = start + _RESAMPLED_AT_ONCE >= len(sound.samples)
+        part = stream.resample_chunk(_mono(sound.samples[start : start + _RESAMPLED_AT_ONCE]), last=last)
+        part = part[: length - done]
+        resampled[done : done + len(part)] = part
+        done += len(part)
+    return resampled
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """The mean of the channels, float32 (n,), full scale at -1 and 1."""
+    channels = samples.shape[1]
+    mono = samples[:, 0].astype(np.float32)
+    for channel in range(1, channels):
+        mono += samples[:, channel]
+    mono /= FULL_SCALE * channels
+    return mono
 
 
 def log_mel(samples: np.ndarray, mel_filters: np.ndarray, constants: AudioConstants) -> np.ndarray:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from sonic.errors import InputError
 
@@ -26,23 +29,41 @@ def check_path(path: str | os.PathLike[str]) -> None:
         )
 
 
-def check_file(path: Path, wanted: str) -> None:
-    """Make sure that a path points to a regular file that is not empty.
+@contextmanager
+def open_input(path: Path, wanted: str, maximum_megabytes: int) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, and check what was opened.
+
+    What is checked is what is then read, whatever happens to the path in between.
 
     Args:
-        path: the file.
+        path: the file; links are followed.
         wanted: what is needed, with its article: "a picture".
+        maximum_megabytes: the largest file that is read.
 
     Raises:
-        InputError: it is missing, a folder, not a regular file, empty, or not readable.
+        InputError: it is missing, a folder, not a regular file, empty, too large, or not readable.
     """
-    check_regular_file(path, wanted)
     try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty, but {wanted} is needed")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give {wanted}") from error
+        # Opening a pipe would wait for its other end, and opening a device may do something.
+        check_regular_file(path, wanted)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); give {wanted}") from error
+    with open(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is not a regular file, but {wanted} is needed")
+        if found.st_size == 0:
+            raise InputError(f"{path} is empty, but {wanted} is needed")
+        if found.st_size > maximum_megabytes * 10**6:
+            raise InputError(
+                f"{path} has {found.st_size / 1e6:.0f} MB; give {wanted} of at most "
+                f"{maximum_megabytes} MB, or raise that limit"
+            )
+        yield file
 
 
 def check_regular_file(path: Path, wanted: str) -> None:
@@ -62,8 +83,11 @@ def check_regular_file(path: Path, wanted: str) -> None:
             raise InputError(f"{path} does not exist; give the path of {wanted}")
         if not path.is_file():  # reading a pipe could block forever
             raise InputError(f"{path} is not a regular file, but {wanted} is needed")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give {wanted}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); give {wanted}") from error
 
 
 def check_not_an_input(output: Path, inputs: Iterable[Path]) -> None:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from sonic.bundle.constants import PortraitConstants
 from sonic.errors import InputError, warn
-from sonic.media.checks import check_file
+from sonic.media.checks import open_input
 from sonic.media.face import Face
-from sonic.options import GenerationOptions
+from sonic.media.intake import decoded, first_bytes, warn_of
+from sonic.options import GenerationOptions, IntakeLimits
+from sonic.sandbox.picture_formats import ACCEPTED_TEXT, HEAD_BYTES, other_format, picture_format
+from sonic.sandbox.process import Decoding
+from sonic.sandbox.settings import PictureSettings
 
-MAXIMUM_PIXELS = 64_000_000
-MINIMUM_SIDE_PIXELS = 32
-MAXIMUM_ASPECT_RATIO = 8
-#: Pillow's other readers are for documents and scientific data, and some start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 #: The parameter of the cubic convolution kernel (Keys 1981) that PyTorch's `interpolate` uses.
 CUBIC_PARAMETER = -0.75
-_FORMATS_TEXT = "a JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,68 +46,54 @@ class Portrait:
     width: int
 
 
-def load_portrait(path: str | PathLike[str]) -> Image.Image:
-    """Read a picture as RGB, rotated upright according to its EXIF data.
+def load_portrait(path: str | PathLike[str], limits: IntakeLimits | None = None) -> Image.Image:
+    """Read a picture as 8-bit sRGB, rotated upright according to its EXIF data, which are dropped.
 
-    Transparency is dropped; of an animation, the first frame is read.
+    PNG, JPEG, WebP, HEIC and AVIF are read, by a confined process (:mod:`sonic.sandbox`). Colours are
+    converted from the picture's profile. Transparent areas become white; of an animation, the first frame is
+    read. A warning notes these two, and a profile that cannot be used.
+
+    Args:
+        path: the file.
+        limits: of file, pixels, and decoding; the environment's by default
+            (:meth:`sonic.options.IntakeLimits.from_environment`).
 
     Raises:
-        InputError: the file is missing, not a regular file, empty, damaged or not a picture; or the
-            picture is above 64 megapixels, below 32 pixels on a side, more than 8 times as long as
-            wide, or has 32-bit pixels.
+        InputError: the file is missing, not a regular file, empty, damaged or not such a picture; it is
+            larger than the limits, below 32 pixels on a side, or more than 8 times as long as wide; or
+            decoding takes more time or memory than the limits.
+        SonicError: the decoding process cannot be started.
     """
-    path = Path(path)
-    check_file(path, "a picture")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about odd EXIF data, which is harmless, and about sizes, which are checked
-            # below before any pixel is decoded.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_readable_formats()) as image:
-                _check_size(path, *image.size)
-                return _to_rgb(path, ImageOps.exif_transpose(image))
-    except (InputError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
+    path, limits = Path(path), limits or IntakeLimits.from_environment()
+    with open_input(path, "a picture", limits.picture_megabytes) as file:
+        head = first_bytes(file, HEAD_BYTES)
+        kind = picture_format(head)
+        if kind is None:
+            known = other_format(head)
+            is_what = f"is {known}, which is not read" if known else "is not a picture that can be read"
+            raise InputError(f"{path} {is_what}; give {ACCEPTED_TEXT}")
+        settings = PictureSettings(kind, limits.picture_megapixels * 10**6, limits.picture_scans)
+        with decoded("picture", path, file, settings, limits) as decoding:
+            picture = _picture(path, decoding, settings.maximum_pixels)
+        warn_of(path, decoding)
+        return picture
+
+
+def _picture(path: Path, decoding: Decoding, maximum_pixels: int) -> Image.Image:
+    """The picture from the decoder's rows."""
+    width, height = decoding.header.get("width"), decoding.header.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise InputError(f"{path} cannot be decoded: its decoder says neither width nor height")
+    if width * height > maximum_pixels:
         raise InputError(
-            f"{path} is too large; give a picture of at most {MAXIMUM_PIXELS // 10**6} megapixels"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture that can be read; give {_FORMATS_TEXT}") from error
-    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
-        raise InputError(f"{path} is damaged ({error}); give {_FORMATS_TEXT}") from error
-
-
-def _readable_formats() -> list[str]:
-    Image.init()  # the available readers depend on how Pillow was built
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAXIMUM_PIXELS:
-        raise InputError(
-            f"{path} has {width}x{height} pixels; "
-            f"give a picture of at most {MAXIMUM_PIXELS // 10**6} megapixels"
+            f"{path} cannot be decoded: its decoder sent {width}x{height} pixels, more than allowed"
         )
-    if min(width, height) < MINIMUM_SIDE_PIXELS:
-        raise InputError(
-            f"{path} has {width}x{height} pixels; "
-            f"give a picture of at least {MINIMUM_SIDE_PIXELS} pixels on each side"
-        )
-    if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
-        raise InputError(
-            f"{path} has {width}x{height} pixels; give a picture whose longer side is at most "
-            f"{MAXIMUM_ASPECT_RATIO} times the shorter"
-        )
-
-
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise InputError(f"{path} has 32-bit pixels; save it with 8 bits per channel")
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    pixels = bytearray()
+    for part in decoding.data(3 * width * height):
+        pixels += part
+    if len(pixels) != 3 * width * height:
+        raise InputError(f"{path} cannot be decoded: its decoder sent too few pixels")
+    return Image.frombytes("RGB", (width, height), pixels)
 
 
 def crop_box(

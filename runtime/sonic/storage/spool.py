@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ class ArraySpool:
             )
         self._row_bytes = prod(self._row_shape) * self._dtype.itemsize
         self._memory_limit_bytes = memory_limit_bytes
-        self._directory = Path(tempfile.gettempdir() if directory is None else directory)
+        # Found when it is needed: small results need none.
+        self._directory = None if directory is None else Path(directory)
         self._rows = 0
 
     @property
@@ -131,7 +133,7 @@ class ArraySpool:
             self._write(values, offset)
         except OSError as error:
             raise OutputError(
-                f"{self._directory}: temporary data cannot be stored here "
+                f"{self._directory or 'the temporary folder'}: temporary data cannot be stored here "
                 f"({error.strerror or error}); free some space or choose another folder"
             ) from error
 
@@ -166,7 +168,9 @@ class ArraySpool:
         while view:
             count = os.preadv(self._file.fileno(), [view], offset)
             if not count:
-                raise OutputError(f"{self._directory}: temporary data was truncated")
+                raise OutputError(
+                    f"{self._directory or 'the temporary folder'}: temporary data was truncated"
+                )
             view, offset = view[count:], offset + count
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
@@ -219,6 +223,21 @@ class ArraySpool:
             raise ValueError("the rows of a spool can only be read as a copy")
         rows = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def mapped(self) -> NDArray[Any]:
+        """All rows as one array without a copy; the spool must not be changed afterwards.
+
+        Of rows in the file, it is a map, read-only, which stays valid when the spool is closed. The system
+        takes its memory back when it needs it.
+        """
+        self._require_open()
+        if not self._rows or not self._row_bytes:
+            return np.empty(self.shape, self._dtype)
+        if self._memory is not None:
+            return np.frombuffer(self._memory, self._dtype).reshape(self.shape)
+        assert self._file is not None
+        map_ = mmap.mmap(self._file.fileno(), self._rows * self._row_bytes, access=mmap.ACCESS_READ)
+        return np.frombuffer(map_, self._dtype).reshape(self.shape)
 
     def close(self) -> None:
         """Drop all rows and release the memory and the temporary file."""

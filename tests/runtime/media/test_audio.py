@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import warnings
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +13,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonic.bundle.constants import AudioConstants
-from sonic.errors import InputError
-from sonic.media.audio import Sound, _Converter, load_sound, log_mel, mono_samples
+from sonic.errors import InputError, OutputError, SonicWarning
+from sonic.media.audio import Sound, load_sound, log_mel, mono_samples
+from sonic.options import IntakeLimits
+from sonic.sandbox.sounds import Converter
 
 CONSTANTS = AudioConstants()
 
@@ -91,6 +95,7 @@ def test_encoder_delays_are_removed(
     assert range(-2500, 2501, 4)[int(np.argmax(products))] == 0
 
 
+@pytest.mark.filterwarnings("ignore::sonic.errors.SonicWarning")
 def test_float_sources_are_clipped(tmp_path: Path) -> None:
     samples = np.tile(np.array([[1.7, -1.7, 0.25, -0.25]], np.float32), 1000)
     sound = load_sound(encode(tmp_path / "loud.wav", "pcm_f32le", samples, 16_000))
@@ -131,7 +136,7 @@ def test_a_play_list_is_not_followed(tmp_path: Path) -> None:
     )
     with av.open(str(tmp_path / "list.m3u8")) as container:  # FFmpeg itself would
         assert sum(frame.samples for frame in container.decode(audio=0)) > 20_000
-    with pytest.raises(InputError, match="list.m3u8.*not supported"):
+    with pytest.raises(InputError, match="list.m3u8 cannot be decoded as sound"):
         load_sound(tmp_path / "list.m3u8")
 
 
@@ -168,7 +173,7 @@ def test_a_change_of_rate_loses_nothing() -> None:
         frame = av.AudioFrame.from_ndarray(chirp(rate_hz, 0.5), "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
         parts.append(frame)
-    converter = _Converter(parts[0])
+    converter = Converter(parts[0])
     samples = [*map(converter.convert, parts), converter.finish()]
     assert abs(sum(map(len, samples)) // 2 - 48_000) <= 2
 
@@ -323,3 +328,99 @@ def test_log_mel_is_whispers() -> None:
         # quiet bins beside loud ones; everywhere else the two agree much more closely.
         np.testing.assert_allclose(ours, expected, atol=1e-4)
         assert np.abs(ours - expected).mean() < 1e-6
+
+
+def wav_of_floats(path: Path, samples: np.ndarray) -> Path:
+    """float32 (n,), 16 kHz."""
+    data = samples.astype("<f4").tobytes()
+    header = struct.pack("<IHHIIHH4sI", 16, 3, 1, 16_000, 64_000, 4, 32, b"data", len(data))
+    path.write_bytes(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + header + data)
+    return path
+
+
+def test_infinite_and_huge_floats_are_clipped(tmp_path: Path) -> None:
+    samples = np.tile(np.array([np.inf, -np.inf, 1e30, -1e30, 65_537, 0.25], np.float32), 1000)
+    with pytest.warns(SonicWarning, match="is clipped: 83.3 %"):
+        sound = load_sound(wav_of_floats(tmp_path / "huge.wav", samples))
+    expected = [32767, -32768, 32767, -32768, 32767, 8192]
+    np.testing.assert_array_equal(sound.samples[:, 0], np.tile(expected, 1000))
+
+
+def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    samples = np.full(32_000, 0.25, np.float32)
+    samples[31_999] = np.nan
+    with pytest.raises(InputError, match="nan.wav holds samples that are not numbers"):
+        load_sound(wav_of_floats(tmp_path / "nan.wav", samples))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.flac", "flac"), ("a.m4a", "aac")])
+def test_a_truncated_sound_is_noted(tmp_path: Path, name: str, codec: str) -> None:
+    whole = encode(tmp_path / name, codec, chirp(48_000, 3.0), 48_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_sound(whole).duration_seconds == pytest.approx(3, abs=0.1)
+    if codec == "aac":  # put the index first, as for players on the network: it is then whole
+        with av.open(str(whole)) as source, av.open(str(tmp_path / "b.m4a"), "w", options={
+            "movflags": "faststart"
+        }) as target:  # fmt: skip
+            stream = target.add_stream_from_template(source.streams.audio[0])
+            for packet in source.demux(source.streams.audio[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        whole = tmp_path / "b.m4a"
+    cut = tmp_path / f"cut-{name}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.warns(SonicWarning, match=r"is truncated: it should last 3.\d+ s, but only 1"):
+        load_sound(cut)
+    with warnings.catch_warnings():  # a part that is there may be asked for
+        warnings.simplefilter("error")
+        load_sound(cut, 0.5)
+
+
+def test_opposed_channels_are_noted(tmp_path: Path) -> None:
+    left = (chirp(16_000, 0.5)[0] * 20_000).astype(np.int16)
+    with pytest.warns(SonicWarning, match="two channels that cancel each other"):
+        load_sound(write_wav(tmp_path / "a.wav", np.stack([left, -left], axis=1), 16_000))
+
+
+def test_limits_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_wav(tmp_path / "a.wav", np.full(600_000, 4000), 8000)  # 75 s, 1.2 MB
+    with pytest.raises(InputError, match="a.wav lasts 75 s; give at most 60 s"):
+        load_sound(path, limits=IntakeLimits(sound_seconds=60))
+    with pytest.raises(InputError, match="more than 1 MB of samples"):
+        load_sound(path, limits=IntakeLimits(decoded_megabytes=1))
+    with pytest.raises(InputError, match="at most 1 MB"):
+        load_sound(path, limits=IntakeLimits(sound_megabytes=1))
+    monkeypatch.setenv("SONIC_SOUND_SECONDS", "60")
+    with pytest.raises(InputError, match="at most 60 s"):
+        load_sound(path)
+    assert load_sound(path, 59.5).duration_seconds == 59.5  # the part that is asked for is within the limit
+    # A stream does not say how long it is: the limit holds while it is decoded.
+    encode(tmp_path / "a.mp3", "libmp3lame", np.resize(chirp(8000, 5.0), (1, 600_000)), 8000)
+    with pytest.raises(InputError, match="lasts more than 60 s"):
+        load_sound(tmp_path / "a.mp3")
+
+
+def test_a_long_sound_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, 300_000).astype(np.int16)
+    path = write_wav(tmp_path / "a.wav", samples, 16_000)
+    in_memory = load_sound(path)
+    monkeypatch.setattr("sonic.media.audio._IN_MEMORY_BYTES", 100_000)
+    (tmp_path / "spool").mkdir()
+    on_disk = load_sound(path, spool_directory=tmp_path / "spool")
+    assert not on_disk.samples.flags.writeable
+    np.testing.assert_array_equal(on_disk.samples, in_memory.samples)
+    np.testing.assert_array_equal(mono_samples(on_disk, 22_050), mono_samples(in_memory, 22_050))
+    assert not list((tmp_path / "spool").iterdir())
+    with pytest.raises(OutputError, match="nowhere"):
+        load_sound(path, spool_directory=tmp_path / "nowhere")
+
+
+def test_resampling_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, (100_001, 2)).astype(np.int16)
+    whole = mono_samples(Sound(samples, 44_100), 16_000)
+    expected = soxr.resample((samples.sum(axis=1) / 65_536).astype(np.float32), 44_100, 16_000, quality="HQ")
+    np.testing.assert_array_equal(whole[: len(expected)], expected)
+    monkeypatch.setattr("sonic.media.audio._RESAMPLED_AT_ONCE", 777)
+    np.testing.assert_array_equal(mono_samples(Sound(samples, 44_100), 16_000), whole)

@@ -32,20 +32,23 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_pixels_are_kept(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_pixels_are_kept(tmp_path: Path, kind: str, options: dict[str, object]) -> None:
     path = tmp_path / "face.img"  # the suffix does not matter
-    path.write_bytes(encoded(picture(50, 40), kind))
+    path.write_bytes(encoded(picture(50, 40), kind, **options))
     np.testing.assert_array_equal(np.asarray(load_portrait(path)), np.asarray(picture(50, 40)))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "face.tiff"
-    path.write_bytes(encoded(picture(50, 40, mode), "TIFF"))
-    image = load_portrait(path)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG"), ("CMYK", "JPEG")],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, kind: str) -> None:
+    data = encoded(picture(50, 40, mode), kind)
+    (tmp_path / "face.img").write_bytes(data)
+    image = load_portrait(tmp_path / "face.img")
     assert (image.mode, image.size) == ("RGB", (50, 40))
-    expected = picture(50, 40, mode).convert("RGB")
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
 
 
@@ -80,7 +83,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "empty.png": (b"", "is empty"),
         "text.png": (b"no picture", "not a picture"),
         "noise.jpg": (np.random.default_rng(0).bytes(5000), "not a picture"),
-        "drawing.eps": (encoded(picture(90, 80), "EPS"), "not a picture"),
+        "drawing.eps": (encoded(picture(90, 80), "EPS"), "a PostScript document, which is not read"),
         "cut.png": (png[: len(png) // 2], "is damaged"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "is damaged"),
         "scratched.png": (png[:80] + bytes(50) + png[130:], "is damaged"),
@@ -89,7 +92,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "large.png": (encoded(Image.new("1", (9000, 8000)), "PNG"), "9000x8000.*64 megapixels"),
         "larger.png": (encoded(Image.new("1", (12_000, 8000)), "PNG"), "64 megapixels"),
         "bomb.png": (encoded(Image.new("1", (20_000, 10_000)), "PNG"), "64 megapixels"),
-        "float.tiff": (encoded(Image.new("F", (90, 80)), "TIFF"), "8 bits"),
+        "float.tiff": (encoded(Image.new("F", (90, 80)), "TIFF"), "a TIFF picture, which is not read"),
     }
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)
@@ -113,6 +116,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
 
 def test_the_size_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "large.png").write_bytes(encoded(Image.new("1", (9000, 8000)), "PNG"))
+    monkeypatch.setenv("SONIC_SANDBOX", "0")  # in this process, where it can be observed
 
     def refuse(image: Image.Image) -> None:
         raise AssertionError("decoded")

@@ -194,3 +194,29 @@ def test_a_full_disk_names_the_folder_and_keeps_the_rows(tmp_path: Path) -> None
     )
     assert result.stdout.startswith(f"{tmp_path}: temporary data cannot be stored")
     assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("limit", [10**6, 100])
+def test_all_rows_as_one_array(tmp_path: Path, limit: int) -> None:
+    """Of rows on disk, a map that outlives the spool."""
+    rows = np.arange(3000, dtype=np.int16).reshape(-1, 2)
+    with ArraySpool((2,), np.int16, limit, tmp_path) as spool:
+        assert spool.mapped().shape == (0, 2)
+        spool.append(rows[:7])
+        spool.append(rows[7:])
+        assert spool.on_disk == (limit == 100)
+        mapped = spool.mapped()
+    np.testing.assert_array_equal(mapped, rows)
+    assert mapped.flags.writeable == (limit != 100)
+
+
+def test_rows_in_memory_need_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(2, "no usable temporary directory")
+
+    monkeypatch.setattr("tempfile.gettempdir", fail)
+    monkeypatch.setattr("tempfile._gettempdir", fail, raising=False)
+    spool = ArraySpool((2,), np.int16, 1000)
+    spool.append(np.zeros((9, 2), np.int16))
+    with pytest.raises(OutputError, match="temporary data cannot be stored"):
+        spool.append(np.zeros((1000, 2), np.int16))
