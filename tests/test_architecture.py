@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,28 @@ def test_arrows_between_rooms_point_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def check_environment(environment: Path) -> None:
+    """What the wheel brings along takes at most 300 MiB, and nothing of it belongs to an extra.
+
+    Without the bytecode that Python makes of it, which 'pip install --no-compile' does without too.
+    """
+    (site,) = environment.glob("lib/python*/site-packages")
+    for tool in ("pip", "setuptools"):  # part of every environment, and removed here to be left out
+        for path in site.glob(f"{tool}*"):
+            shutil.rmtree(path)
+    used = sum(path.lstat().st_size for path in environment.rglob("*") if path.suffix != ".pyc")
+    assert used <= 300 * 2**20, f"{used / 2**20:.0f} MiB"
+    project = tomllib.loads((ROOT / "runtime/pyproject.toml").read_text())["project"]
+    extras = {
+        re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+        for requirements in project["optional-dependencies"].values()
+        for requirement in requirements
+    }
+    installed = {one.name.lower().replace("_", "-") for one in distributions(path=[str(site)])}
+    assert "sonic-runtime" in installed and "numpy" in installed
+    assert extras - {"sonic-runtime"} and not (extras - {"sonic-runtime"}) & installed
+
+
 def test_runtime_alone_generates(small, portrait: Path, short_wav: Path, tmp_path: Path) -> None:
     """The wheel in an empty environment is a working runtime without PyTorch, and knows sonic-tiny."""
     environment = tmp_path / "environment"
@@ -70,6 +96,7 @@ def test_runtime_alone_generates(small, portrait: Path, short_wav: Path, tmp_pat
         assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size < 30_000_000
+    check_environment(environment)
     script = f"""
 import sys, sonic
 video = sonic.load_model({str(small.bundle)!r}).generate(

@@ -61,7 +61,7 @@ class BundleOptions:
         unknown = [one for one in self.precisions if one not in PRECISIONS]
         if unknown or not self.precisions:
             raise InputError(
-                f"the precisions are {self.precisions}, but should be of {', '.join(PRECISIONS)}"
+                f"the precisions are {', '.join(self.precisions)}, but should be of {', '.join(PRECISIONS)}"
             )
 
 

@@ -119,7 +119,7 @@ def test_third_party_licences_have_their_texts() -> None:
         "onnxruntime ",
     ):
         assert words in text, words
-    assert "torch " not in text
+    assert "\ntorch " not in text
     assert text == third_party_licenses()
 
 
@@ -180,7 +180,7 @@ def test_values_of_weights_do_not_matter_to_the_structure(small, tmp_path: Path)
 
 
 def test_unknown_precisions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the precisions are int4"):
+    with pytest.raises(InputError, match="the precisions are .*int4"):
         BundleOptions(tmp_path, "name", ("int4",))
 
 

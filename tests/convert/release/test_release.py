@@ -17,7 +17,7 @@ from sonic_convert.synth.synthesize import synthesize
 
 pytestmark = pytest.mark.release
 ROOT = Path(__file__).parents[3]
-QUICK = ("--calls", "1", "--duration", "0.5", "--inference-steps", "2", "--gigabytes", "0.1")
+QUICK = ("--calls", "1", "--duration", "0.5", "--steps", "2", "--gigabytes", "0.1")
 
 
 def release(clone: Path, checkpoint: Path, *options: str) -> Path:
