@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sonic.cli.errors import user_errors
+from sonic.cli.errors import printable, user_errors
 from sonic.cli.options import PATH, limits_options, load_for_command, resume_option, run_options
 from sonic.options import IntakeLimits, RunOptions
 from sonic.progress import ConsoleProgress
@@ -55,7 +55,7 @@ def batch(
             report or journal_path(jobs),
             together,
             ConsoleProgress(),
-            lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
+            lambda job, ended: click.echo(printable(f"{job.output}: {ended.error or ended.status}")),
             resume,
         )
         failed = sum(ended.status == "failed" for ended in reports)
