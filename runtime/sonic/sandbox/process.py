@@ -257,11 +257,7 @@ class _Thread:
 
     def _run(self) -> None:
         try:
-            messages = Messages(self._write)
-            try:
-                worker.run(self._order, messages, confined=False, file=self._file)
-            except (Refusal, ImportError) as error:
-                messages.error(str(error))
+            worker.carry_out(self._order, Messages(self._write), confined=False, file=self._file)
         except BrokenPipeError:  # nobody wants the rest
             pass
         except BaseException as error:

@@ -37,11 +37,25 @@ class Order:
 
 
 def main(order: Order) -> None:
-    """Carry out an order; everything that can go wrong becomes a message."""
+    """What the confined process does."""
     confinement.die_with_parent()
-    messages = Messages(_write)
+    carry_out(order, Messages(_write), confined=True)
+
+
+def carry_out(order: Order, messages: Messages, confined: bool, file: BinaryIO | None = None) -> None:
+    """Carry out an order in this process; everything that can go wrong with the input becomes a message.
+
+    Args:
+        order: what to do.
+        messages: takes the result.
+        confined: whether the process gives up what it does not need, for good.
+        file: to read; standard input by default.
+
+    Raises:
+        BrokenPipeError: nobody takes the messages any more.
+    """
     try:
-        run(order, messages, confined=True)
+        _run(order, messages, confined, file)
     except Refusal as refusal:
         messages.error(str(refusal))
     except ImportError as error:
@@ -55,20 +69,7 @@ def main(order: Order) -> None:
         messages.error(f"is damaged: its decoder failed ({type(error).__name__})")
 
 
-def run(order: Order, messages: Messages, confined: bool, file: BinaryIO | None = None) -> None:
-    """Carry out an order, in this process.
-
-    Args:
-        order: what to do.
-        messages: takes the result.
-        confined: whether the process gives up what it does not need, for good.
-        file: to read; standard input by default.
-
-    Raises:
-        Refusal: the input cannot be used; `messages` may have got a part of the result.
-        MemoryError: decoding takes more memory than it may.
-        ImportError: the reader is not installed.
-    """
+def _run(order: Order, messages: Messages, confined: bool, file: BinaryIO | None) -> None:
     if order.kind == "probe":
         _probe(order, messages)
     elif order.kind == "picture":
