@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "runtime/sonic": (
         "sonic annotated_types av click numpy onnxruntime PIL platformdirs psutil pydantic rich soxr "
-        "tvm_ffi"  # only where a compiled bundle is opened
+        "tvm_ffi "  # only where a compiled bundle is opened
+        "model_signing"  # only where a bundle is signed, or its signature checked
     ),
     "calibration/sonic_calibration": (
         "sonic_calibration sonic av numpy onnx onnxruntime PIL rich scipy skimage"

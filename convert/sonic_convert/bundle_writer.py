@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
+from sonic.bundle.manifest_file import manifest_text
 from sonic.bundle.store import file_info
 from sonic.errors import OutputError
-from sonic.storage.files import replacing, write_json
+from sonic.storage.files import replace_file, replacing
 
 
 def check_target(bundle: Path) -> None:
@@ -64,4 +65,5 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_json(bundle / MANIFEST_NAME, manifest.to_json())
+    text = manifest_text(manifest.to_json())
+    replace_file(bundle / MANIFEST_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle.manifest import MANIFEST_NAME
-from sonic.bundle.store import Bundle, sha256_of
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.store import sha256_of
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
@@ -119,9 +119,7 @@ class ClipIdentity:
         Raises:
             InputError: a file cannot be read.
         """
-        manifest = FileIdentity(
-            bundle.manifest.name, FileIdentity.of(bundle.directory / MANIFEST_NAME).sha256
-        )
+        manifest = FileIdentity(bundle.manifest.name, bundle.manifest_sha256)
         values = {item.name: getattr(options, item.field) for item in definitions(GenerationOptions)}
         return cls(
             {name: FileIdentity.of(source) for name, source in sources.items()} | {"bundle": manifest},

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from sonic.bundle.trust import TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, load_for_command, resume_option, run_options
+from sonic.cli.options import PATH, load_for_command, resume_option, run_options, trust_options
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
 
@@ -26,7 +27,16 @@ from sonic.progress import ConsoleProgress
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
 @resume_option
 @run_options
-def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: bool, run: RunOptions) -> None:
+@trust_options
+def batch(
+    jobs: Path,
+    bundle: str,
+    together: int,
+    report: Path | None,
+    resume: bool,
+    run: RunOptions,
+    trust: TrustOptions,
+) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
     A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
@@ -41,7 +51,7 @@ def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: b
 
         todo = read_jobs(jobs)
         reports = run_batch(
-            load_for_command(bundle, run),
+            load_for_command(bundle, run, trust),
             todo,
             report or journal_path(jobs),
             together,

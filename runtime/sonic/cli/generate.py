@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, clip_options, load_for_command, run_options
+from sonic.cli.options import PATH, clip_options, load_for_command, run_options, trust_options
 from sonic.media.checks import check_not_an_input
 from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
@@ -26,13 +27,16 @@ OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write
 @OUTPUT
 @clip_options
 @run_options
-def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> None:
+@trust_options
+def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions, trust: TrustOptions) -> None:
     """Generate a talking-head video."""
     with user_errors():
-        click.echo(generate_file(bundle, output, clip, run))
+        click.echo(generate_file(bundle, output, clip, run, trust))
 
 
-def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> str:
+def generate_file(
+    bundle: str, output: Path, clip: ClipArguments, run: RunOptions, trust: TrustOptions = DEFAULT_TRUST
+) -> str:
     """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
 
     Returns:
@@ -44,7 +48,7 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)
-    model = load_for_command(bundle, run)
+    model = load_for_command(bundle, run, trust)
     rate = model.constants.video.h264_constant_rate_factor
     remove_abandoned(output.absolute().parent)
     arguments = replace(

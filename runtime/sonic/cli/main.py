@@ -10,6 +10,7 @@ from sonic.cli.estimate import estimate
 from sonic.cli.generate import generate
 from sonic.cli.info import info
 from sonic.cli.plan import plan
+from sonic.cli.sign import sign
 from sonic.cli.verify import verify
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
-for command in (generate, batch, plan, estimate, verify, info):
+for command in (generate, batch, plan, estimate, verify, sign, info):
     main.add_command(command)
 
 if __name__ == "__main__":
