@@ -20,7 +20,8 @@ PACKAGES = {
     "runtime/sonic": (
         "sonic annotated_types av backports click compression numpy onnxruntime PIL pi_heif platformdirs "
         "psutil pydantic rich soxr "
-        "tvm_ffi"  # only where a compiled bundle is opened
+        "tvm_ffi "  # only where a compiled bundle is opened
+        "model_signing"  # only where a bundle is signed, or its signature checked
     ),
     "calibration/sonic_calibration": (
         "sonic_calibration sonic av numpy onnx onnxruntime PIL rich scipy skimage"

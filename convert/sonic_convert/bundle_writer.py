@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
+from sonic.bundle.manifest_file import manifest_text
 from sonic.bundle.store import file_info
 from sonic.errors import OutputError
 from sonic.storage.claims import claimed
-from sonic.storage.files import replacing_folder, write_json
+from sonic.storage.files import replace_file, replacing_folder
 
 
 def check_target(bundle: Path) -> None:
@@ -79,4 +80,5 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_json(bundle / MANIFEST_NAME, manifest.to_json())
+    text = manifest_text(manifest.to_json())
+    replace_file(bundle / MANIFEST_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))

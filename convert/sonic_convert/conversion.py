@@ -17,9 +17,10 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 import sonic_convert
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.constants import AudioConstants
 from sonic.bundle.manifest import FileInfo, Manifest, SubmodelInfo, TensorInfo
-from sonic.bundle.store import Bundle, file_info, sha256_of
+from sonic.bundle.store import file_info, sha256_of
 from sonic.bundle.work import Work
 from sonic.errors import OutputError
 from sonic.progress import NoProgress, Progress
@@ -174,7 +175,7 @@ def _work_bundle(
         parity={"submodels": {name: r["check"].facts for name, r in results.items()}},
         speeds=checkpoint.speeds,
     )
-    return Bundle(work, manifest)
+    return Bundle(work, manifest, check_digests=False)
 
 
 def _licenses(checkpoint: Checkpoint, work: Path) -> dict[str, FileInfo]:
@@ -195,7 +196,11 @@ def _submodel_info(submodel: Submodel, work: Path, results: dict[str, StageResul
         name=submodel.name,
         precision="fp32",
         opset=next(item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")),
-        files=(FileInfo(path.relative_to(work).as_posix(), path.stat().st_size, ""),),
+        files=tuple(
+            FileInfo(file.relative_to(work).as_posix(), file.stat().st_size, "")
+            for file in (path, path.with_name(f"{path.name}.data"))
+            if file.exists()
+        ),
         inputs=tuple(map(_tensor_info, graph.graph.input)),
         outputs=tuple(map(_tensor_info, graph.graph.output)),
         work=Work(

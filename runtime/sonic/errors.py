@@ -27,6 +27,13 @@ class GenerationCancelled(SonicError):
     """A generation that was cancelled through its `cancel` event; it left nothing but its checkpoint."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a sentence: at most 200 characters that can be printed."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 class SonicWarning(UserWarning):
     """Something the user may want to know about an input; the result is still as documented."""
 

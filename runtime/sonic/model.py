@@ -21,6 +21,7 @@ import numpy as np
 from sonic.bundle.constants import Constants
 from sonic.bundle.manifest import Manifest
 from sonic.bundle.store import find_bundle, open_bundle
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.engines.base import Engine
 from sonic.engines.registry import make_engine
 from sonic.engines.watched import Observer, WatchedEngine
@@ -35,12 +36,11 @@ from sonic.schema import Option, PathLike, accepts, definitions, method_accepts,
 
 
 @dataclass(frozen=True)
-class LoadArguments(RunOptions):
+class LoadArguments(RunOptions, TrustOptions):
     """The arguments of :func:`load_model`."""
 
     name: PathLike
     _: KW_ONLY
-    check_digests: bool = True
     limits: IntakeLimits | None = None
 
 
@@ -50,25 +50,27 @@ def load_model(arguments: LoadArguments) -> SonicModel:
 
     Args:
         name: a bundle's name or path.
-        check_digests: compare every file with its SHA-256 in the manifest.
         limits: what portraits and recordings may be, and what decoding one may take; by default, what
             :meth:`sonic.options.IntakeLimits.from_environment` returns.
         (options)
 
     Raises:
-        BundleError: there is no such bundle, a file is missing, changed or extra, or this machine cannot
-            run the bundle.
+        BundleError: there is no such bundle, a file is missing, changed or extra, it is not signed by whom
+            it should be, or this machine cannot run the bundle.
         InputError: an option cannot be used.
     """
-    run = narrowed(arguments, RunOptions)
-    return open_model(arguments.name, run, arguments.check_digests, arguments.limits)
+    run, trust = narrowed(arguments, RunOptions), narrowed(arguments, TrustOptions)
+    return open_model(arguments.name, run, trust, arguments.limits)
 
 
 def open_model(
-    name: PathLike, run: RunOptions, check_digests: bool = True, limits: IntakeLimits | None = None
+    name: PathLike,
+    run: RunOptions,
+    trust: TrustOptions = DEFAULT_TRUST,
+    limits: IntakeLimits | None = None,
 ) -> SonicModel:
-    """As :func:`load_model`, with the options in an object."""
-    bundle = open_bundle(find_bundle(name), check_digests=check_digests)
+    """As :func:`load_model`, with the options in objects."""
+    bundle = open_bundle(find_bundle(name), trust)
     return SonicModel(make_engine(bundle, run), run, limits)
 
 

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from sonic.bounded import open_regular
-from sonic.bundle.manifest import MANIFEST_NAME
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
@@ -124,9 +123,7 @@ class ClipIdentity:
         Raises:
             InputError: a file cannot be read.
         """
-        manifest = FileIdentity(
-            bundle.manifest.name, FileIdentity.of(bundle.directory / MANIFEST_NAME).sha256
-        )
+        manifest = FileIdentity(bundle.manifest.name, bundle.manifest_sha256)
         values = {item.name: getattr(options, item.field) for item in definitions(GenerationOptions)}
         return cls(
             {name: FileIdentity.of(source) for name, source in sources.items()} | {"bundle": manifest},

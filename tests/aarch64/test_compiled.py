@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sonic
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.store import find_bundle
 from sonic.options import GenerationOptions
 from sonic_calibration.quality.picture import compare_videos
@@ -93,15 +93,15 @@ def generate(
     """Generate a clip of two frames; returns the folder of its intermediate results."""
     dump = folder / "dump"
     done = sonic_command(
-        "generate", "--bundle", bundle, "--image", PORTRAIT, "--audio", audio, "--dump", dump, "--output",
-        folder / "video.mp4", "--duration", 0.16, *more, **run,
+        "generate", "--trust", "--bundle", bundle, "--image", PORTRAIT, "--audio", audio, "--dump", dump,
+        "--output", folder / "video.mp4", "--duration", 0.16, *more, **run,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dump
 
 
 def verify(sonic_command: Run, bundle: Path, report: Path) -> dict[str, dict[str, float]]:
-    done = sonic_command("verify", bundle, "--json", report)
+    done = sonic_command("verify", bundle, "--trust", "--json", report)
     assert done.returncode == 0, done.stdout + done.stderr
     values: dict[str, dict[str, float]] = json.loads(report.read_text())
     return values
@@ -175,7 +175,7 @@ def test_a_processor_without_a_feature_is_refused(sonic_command: Run, compiled: 
     target = find_target("kunpeng920")
     manifest = read_manifest(bundle)
     write_manifest(bundle, replace(manifest, target={**manifest.target, "features": list(target.features)}))
-    done = sonic_command("verify", bundle, cpu="cortex-a53")
+    done = sonic_command("verify", bundle, "--trust", cpu="cortex-a53")
     assert done.returncode == 2
     assert "needs asimddp, asimdhp; this CPU has" in done.stderr
     assert "Traceback" not in done.stderr
@@ -185,7 +185,7 @@ def test_a_size_that_was_not_compiled_is_refused(
     sonic_command: Run, compiled: Path, short_wav: Path, tmp_path: Path
 ) -> None:
     done = sonic_command(
-        "generate", "--bundle", compiled, "--image", PORTRAIT, "--audio", short_wav, "--output",
+        "generate", "--trust", "--bundle", compiled, "--image", PORTRAIT, "--audio", short_wav, "--output",
         tmp_path / "video.mp4", "--duration", 0.16, "--steps", 1, "--resolution", 192,
     )  # fmt: skip
     assert done.returncode == 2

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from manifests import write_values
 from PIL import Image
 
 import sonic
@@ -274,7 +275,7 @@ def test_another_bundle_is_named(tiny, stopped, folder: Path) -> None:
     bundle = shutil.copytree(tiny.engine.bundle.directory, folder / "sonic-other")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["constants"]["sampler"]["seed"] += 1
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"name": "sonic-other"}))
+    write_values(bundle, manifest | {"name": "sonic-other"})
     (note,), _ = cancelled(sonic.load_model(bundle), 1, **stopped)
     assert "another bundle (sonic-tiny, now sonic-other)" in note and note.endswith("starting over")
 

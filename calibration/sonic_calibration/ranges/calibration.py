@@ -21,8 +21,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import Manifest
-from sonic.bundle.store import Bundle
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file

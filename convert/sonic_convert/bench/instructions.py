@@ -20,8 +20,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import SubmodelInfo
-from sonic.bundle.store import Bundle, find_bundle, open_bundle
+from sonic.bundle.store import find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.errors import InputError
 from sonic.options import GenerationOptions

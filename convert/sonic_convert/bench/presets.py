@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sonic.bundle.constants import GUIDANCE_BRANCHES
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.presets import SPEED_NAMES
 from sonic.costs.comparison import precision_of
 from sonic.diffusion.steps import evaluations_per_window

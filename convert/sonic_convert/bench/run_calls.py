@@ -40,10 +40,11 @@ def _onnxruntime(graph: str) -> Any:
 
 def _tvm(program: str, bridge: str) -> Any:
     from sonic.engines.tvm import TvmSession, load_libraries, set_threads
+    from sonic.engines.tvm_files import ProgramFolder
 
-    load_libraries(Path(bridge))
+    load_libraries(Path(bridge), Path(bridge))
     set_threads(1)
-    return TvmSession("submodel", Path(program))
+    return TvmSession("submodel", ProgramFolder(Path(program).parent))
 
 
 if __name__ == "__main__":

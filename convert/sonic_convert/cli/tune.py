@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.presets import SPEED_NAMES, SpeedName, SpeedPresets
-from sonic.bundle.store import Bundle, find_bundle, open_bundle
+from sonic.bundle.store import find_bundle, open_bundle
 from sonic.cli.errors import user_errors
 from sonic.cli.options import PATH, load_for_command, run_options, with_options
 from sonic.cli.tables import console

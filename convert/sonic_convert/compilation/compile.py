@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import FileInfo, Manifest, SubmodelInfo
-from sonic.bundle.store import Bundle, file_info, open_bundle
-from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight
+from sonic.bundle.store import file_info, open_bundle
+from sonic.engines.tvm import BRIDGE, Program, Specialisation, StoredWeight
+from sonic.engines.tvm_files import PROGRAM
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress
 from sonic_convert.bundle_writer import (

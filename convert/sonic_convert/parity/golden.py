@@ -40,10 +40,11 @@ import onnxruntime
 import torch
 from torch import nn
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.constants import Constants
 from sonic.bundle.manifest import GoldenClip, GoldenSubmodel, Manifest, VerificationInfo
 from sonic.bundle.presets import BRANCH_SETS
-from sonic.bundle.store import Bundle, file_info, sha256_of
+from sonic.bundle.store import file_info, sha256_of
 from sonic.diffusion.noise import draw_noise
 from sonic.engines.registry import make_engine
 from sonic.engines.watched import Call, WatchedEngine

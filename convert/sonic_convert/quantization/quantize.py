@@ -19,8 +19,9 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import Manifest, SubmodelInfo
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.bundle.work import Work
 from sonic.errors import InputError, warn
 from sonic.progress import NoProgress, Progress

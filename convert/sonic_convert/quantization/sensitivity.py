@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.constants import SamplerConstants
-from sonic.bundle.store import Bundle
 from sonic.diffusion.guidance import branch_weights
 from sonic.errors import InputError
 from sonic.progress import NoProgress, Progress

@@ -13,7 +13,8 @@ from typing import Any
 
 from sonic.archives.members import SUFFIX
 from sonic.archives.pack import pack
-from sonic.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from sonic.bundle.manifest import MANIFEST_NAME, Manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.store import sha256_of
 from sonic.errors import InputError
 from sonic.progress import Progress

@@ -4,18 +4,22 @@ Example:
 
     manifest = read_manifest(Path("bundles/sonic-base"))
     manifest.submodels["unet"].inputs[0].shape     # ("batch", "frames", 8, "height", "width")
+
+How it becomes a file, with a digest of itself, is in :mod:`sonic.bundle.manifest_file`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from annotated_types import Interval, Len
+from pydantic import AfterValidator, StringConstraints
 
 from sonic.bundle.constants import Constants
+from sonic.bundle.files import IGNORED_NAMES
 from sonic.bundle.presets import UNTUNED, SpeedPresets
 from sonic.bundle.work import Work
 from sonic.errors import BundleError
@@ -23,6 +27,9 @@ from sonic.records import TOLERANT, read_record
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "model.sig"
+#: The engine whose bundles hold graphs and weights only; those of others hold machine code.
+GRAPH_ENGINE = "onnxruntime"
 SUBMODEL_NAMES = (
     "audio_encoder",
     "audio2token",
@@ -42,10 +49,31 @@ def mask_input(level: int) -> str:
     return f"mask_{level}"
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text[:60]!r} holds characters that cannot be printed")
+    return text
+
+
 def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts:
         raise ValueError(f"{path!r} points outside the folder")
+    if not parts or PurePosixPath(path).as_posix() != path or "\\" in path:
+        raise ValueError(f"{path!r} should be a plain relative path, with slashes")
+    if not IGNORED_NAMES.isdisjoint(parts) or path in (MANIFEST_NAME, SIGNATURE_NAME):
+        raise ValueError(f"{path!r} cannot be a file of a bundle's submodels")
     return path
+
+
+_Text = Annotated[str, StringConstraints(max_length=1_000), AfterValidator(_printable)]
+_Path = Annotated[str, StringConstraints(max_length=400), AfterValidator(_printable), AfterValidator(_inside)]
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Bytes = Annotated[int, Interval(ge=0, le=1 << 48)]
+_Size = Annotated[int, Interval(ge=0, le=1 << 31)]
+_Relative = Annotated[float, Interval(ge=0, le=1e3)]
+_Decibels = Annotated[float, Interval(ge=-1e3, le=1e3)]
+_Pixel = Annotated[float, Interval(ge=-1e5, le=1e5)]
 
 
 @dataclass(frozen=True)
@@ -54,9 +82,9 @@ class FileInfo:
 
     __pydantic_config__ = TOLERANT
 
-    path: Annotated[str, AfterValidator(_inside)]
-    bytes: int
-    sha256: str
+    path: _Path
+    bytes: _Bytes
+    sha256: _Sha256
 
 
 @dataclass(frozen=True)
@@ -65,9 +93,9 @@ class TensorInfo:
 
     __pydantic_config__ = TOLERANT
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: _Text
+    dtype: _Text
+    shape: Annotated[tuple[_Size | _Text, ...], Len(0, 8)]
 
 
 @dataclass(frozen=True)
@@ -79,13 +107,23 @@ class SubmodelInfo:
 
     __pydantic_config__ = TOLERANT
 
-    name: str
-    precision: str
-    opset: int
-    files: tuple[FileInfo, ...]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    name: _Text
+    precision: _Text
+    opset: Annotated[int, Interval(ge=1, le=1_000)]
+    files: Annotated[tuple[FileInfo, ...], Len(1, 1_000)]
+    inputs: Annotated[tuple[TensorInfo, ...], Len(1, 100)]
+    outputs: Annotated[tuple[TensorInfo, ...], Len(1, 100)]
     work: Work | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the work is stated in the axes of the inputs.
+
+        Raises:
+            ValueError: it is not.
+        """
+        axes = {axis for tensor in self.inputs for axis in tensor.shape}
+        if self.work is not None and (unknown := sorted(self.work.axes - axes)):
+            raise ValueError(f"its work names the axis {unknown[0][:60]!r}, which no input has")
 
     @property
     def bytes(self) -> int:
@@ -114,9 +152,9 @@ class GoldenSubmodel:
     __pydantic_config__ = TOLERANT
 
     file: FileInfo
-    call_shapes: tuple[dict[str, tuple[int, ...]], ...]
-    relative_l2: float
-    tolerance: float
+    call_shapes: tuple[dict[_Text, tuple[_Size, ...]], ...]
+    relative_l2: _Relative
+    tolerance: _Relative
 
 
 @dataclass(frozen=True)
@@ -137,11 +175,11 @@ class GoldenClip:
     portrait: FileInfo
     speech: FileInfo
     expected: FileInfo
-    face_box: tuple[float, float, float, float]
-    resolution_pixels: int
-    steps: int
-    psnr_db: float
-    minimum_psnr_db: float
+    face_box: tuple[_Pixel, _Pixel, _Pixel, _Pixel]
+    resolution_pixels: Annotated[int, Interval(ge=64, le=4_096)]
+    steps: Annotated[int, Interval(ge=1, le=1_000)]
+    psnr_db: _Decibels
+    minimum_psnr_db: _Decibels
 
 
 @dataclass(frozen=True)
@@ -198,13 +236,13 @@ class Manifest:
 
     __pydantic_config__ = TOLERANT
 
-    name: str
-    engine: str
-    license: str
-    producer: dict[str, str]
+    name: _Text
+    engine: _Text
+    license: _Text
+    producer: dict[_Text, _Text]
     sources: tuple[FileInfo, ...]
-    submodels: dict[str, SubmodelInfo]
-    assets: dict[str, FileInfo]
+    submodels: dict[_Text, SubmodelInfo]
+    assets: dict[_Text, FileInfo]
     constants: Constants
     parity: dict[str, Any]
     quantization: dict[str, Any] = field(default_factory=dict)
@@ -214,8 +252,13 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def machine_code(self) -> bool:
+        """Whether the bundle holds machine code, which loading it runs."""
+        return self.engine != GRAPH_ENGINE
+
+    @property
     def files(self) -> tuple[FileInfo, ...]:
-        """Every file of the bundle except the manifest itself."""
+        """Every file of the bundle except the manifest itself, and its signature."""
         graphs = (file for submodel in self.submodels.values() for file in submodel.files)
         golden = self.verification.files if self.verification else ()
         return (*graphs, *self.assets.values(), *golden)
@@ -227,6 +270,7 @@ class Manifest:
             "schema_version": self.schema_version,
             "name": self.name,
             "engine": self.engine,
+            "machine_code": self.machine_code,
             "license": self.license,
             "producer": self.producer,
             "sources": [asdict(source) for source in self.sources],
@@ -248,15 +292,23 @@ class Manifest:
             BundleError: another schema version, or a missing or malformed entry.
         """
         version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{source}: schema version is {version!r}, but this runtime reads {SCHEMA_VERSION}; "
-                "convert the checkpoint again, or install the runtime that made the bundle"
+                f"{source}: schema version is {ascii(version)[:60]}, but this runtime reads "
+                f"{SCHEMA_VERSION}; convert the checkpoint again, or install the runtime that made the bundle"
             )
         # Submodels are a list in the file, but keyed by name here; the constants have checks of their own.
         constants = Constants.from_json(values.get("constants", {}), source)
         listed = values.get("submodels", [])
-        named = {item.get("name"): item for item in listed if isinstance(item, dict)}
+        named = {
+            item["name"]: item
+            for item in (listed if isinstance(listed, list) else [])
+            if isinstance(item, dict) and isinstance(item.get("name"), str)
+        }
+        if not isinstance(listed, list) or len(named) != len(listed):
+            raise BundleError(
+                f"{source}: 'submodels' should be a list of objects with different names; {_ADVICE}"
+            )
         text = json.dumps(values | {"submodels": named, "constants": constants.to_json()})
         manifest = read_record(cls, text, source, BundleError, _ADVICE)
         missing = [name for name in SUBMODEL_NAMES if name not in manifest.submodels]
@@ -264,23 +316,28 @@ class Manifest:
             raise BundleError(
                 f"{source}: submodels {missing} are missing; convert the whole checkpoint again"
             )
+        _check_entries(manifest, source)
+        if values.get("machine_code", manifest.machine_code) is not manifest.machine_code:
+            raise BundleError(
+                f"{source}: 'machine_code' should be {str(manifest.machine_code).lower()} for the engine "
+                f"'{manifest.engine}'; {_ADVICE}"
+            )
         return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read ``manifest.json`` of a bundle directory.
+def _check_entries(manifest: Manifest, source: str) -> None:
+    """Check what concerns several entries.
 
     Raises:
-        BundleError: it is missing, not JSON, or does not describe a bundle.
+        BundleError: a file is listed twice, or what a compiled bundle is for is malformed.
     """
-    path = directory / MANIFEST_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    paths = [file.path for file in manifest.files]
+    if len(set(paths)) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise BundleError(f"{source}: the file {twice} is listed twice; {_ADVICE}")
+    features = manifest.target.get("features", [])
+    named = [value for key, value in manifest.target.items() if key != "features"]
+    if not isinstance(features, list) or not all(isinstance(one, str) for one in (*features, *named)):
         raise BundleError(
-            f"{directory} holds no {MANIFEST_NAME}, so it is not a bundle; make one with "
-            "'sonic-convert convert CHECKPOINT BUNDLE'"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); copy or convert the bundle again") from error
-    return Manifest.from_json(values, str(path))
+            f"{source}: 'target' should hold names, and in 'features' a list of names; {_ADVICE}"
+        )

@@ -30,7 +30,9 @@ ALL_BRANCHES = tuple(range(GUIDANCE_BRANCHES))
 BRANCH_SETS = ((2,), (1, 2), ALL_BRANCHES)
 
 _MINIMUM_PSNR_DB = "golden_clip_minimum_psnr_db"
-_Positive = Annotated[float, Field(gt=0)]
+_MOST_STEPS = 1000  # as in a clip's options
+_Positive = Annotated[float, Field(gt=0, le=1e5)]
+_Multiple = Annotated[float, Field(ge=-1e3, le=1e3)]
 
 
 def decrease(sigmas: Sequence[float]) -> bool:
@@ -56,8 +58,8 @@ class StepRule:
 
     sigma: _Positive
     branches: tuple[int, ...] = ALL_BRANCHES
-    image_reuse: float = 0.0
-    audio_reuse: float = 0.0
+    image_reuse: _Multiple = 0.0
+    audio_reuse: _Multiple = 0.0
 
     def __post_init__(self) -> None:
         """Check the branches.
@@ -89,6 +91,8 @@ class SpeedPreset:
         Raises:
             ValueError: there are none, or their noise levels do not decrease.
         """
+        if len(self.steps) > _MOST_STEPS:
+            raise ValueError(f"a preset has {len(self.steps)} steps, but should have at most {_MOST_STEPS}")
         if not decrease([step.sigma for step in self.steps]):
             raise ValueError("the noise levels of a preset's steps should decrease, and be at least one")
 

@@ -1,4 +1,4 @@
-"""Finding a bundle by name and checking that it is complete.
+"""Finding a bundle by name, and opening it: it has to be complete, and from whom it should be.
 
 A bundle is a directory with ``manifest.json``, the submodels' ONNX files and small assets.
 """
@@ -7,74 +7,83 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
-from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
-from sonic.errors import BundleError
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.files import list_files, opened
+from sonic.bundle.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileInfo
+from sonic.bundle.manifest_file import read_manifest, read_manifest_file
+from sonic.bundle.signing import check_signature
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions, trusted_keys
+from sonic.errors import BundleError, warn
 
 PACKAGED_BUNDLES = Path(__file__).parents[1] / "bundles"  # those that the distribution includes
 _HASH_CHUNK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle on disk whose files have been checked."""
-
-    directory: Path
-    manifest: Manifest
-
-    def graph_path(self, submodel: str) -> Path:
-        """The graph file of a submodel."""
-        return self.directory / self.manifest.submodels[submodel].files[0].path
-
-    def asset(self, name: str) -> np.ndarray:
-        """A small array in the bundle, such as ``mel_filters``, float32 (frequencies, mel bins).
-
-        Raises:
-            BundleError: the bundle has no such asset.
-        """
-        if name not in self.manifest.assets:
-            raise BundleError(f"{self.directory} has no asset '{name}'; convert the checkpoint again")
-        array: np.ndarray = np.load(self.directory / self.manifest.assets[name].path, allow_pickle=False)
-        return array
-
-
-def open_bundle(directory: Path, *, check_digests: bool = True) -> Bundle:
+def open_bundle(
+    directory: Path, trust: TrustOptions = DEFAULT_TRUST, *, check_digests: bool = True
+) -> Bundle:
     """Read a bundle's manifest and check its files against it.
+
+    Every file is opened once, inside the folder, and its size and digest are compared with the manifest's;
+    what is loaded later has to be the same file, unchanged.
 
     Args:
         directory: the bundle.
-        check_digests: also compare SHA-256 digests (about one second per 1 to 2 GB).
+        trust: what is checked, and who has to have signed it.
+        check_digests: compare the files' digests now (about one second per 1 to 2 GB) rather than when they
+            are loaded. With `trust.check_digests` off, neither happens.
 
     Raises:
-        BundleError: there is no manifest, or a file is missing, changed or extra.
+        BundleError: there is no manifest, or a file is missing, changed, extra, or no regular file; or the
+            signature that `trust` asks for is not there.
+        InputError: a key cannot be used.
     """
-    manifest = read_manifest(directory)
-    expected = {file.path: file for file in manifest.files}
-    found = {
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
+    read = read_manifest_file(directory, check_digest=trust.check_digests)
+    manifest = read.manifest
+    found = list_files(directory) - {MANIFEST_NAME, SIGNATURE_NAME}
+    expected = {file.path for file in manifest.files}
     again = "copy or convert the bundle again"
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+    missing, extra = sorted(expected - found), sorted(found - expected)
     if missing:
         raise BundleError(f"{directory}: the file {missing[0]} is missing; {again}")
     if extra:
         raise BundleError(f"{directory}: the file {extra[0]} is not in the manifest; remove it, or {again}")
+    if not trust.check_digests:
+        warn(f"{directory}: its files are not compared with their digests, as was asked for")
+    bundle = Bundle(directory, manifest, trust.check_digests, manifest_sha256=read.sha256)
+    signed = _check_signatures(bundle, trust)
+    bundle = replace(bundle, runs_code=trust.trust or signed)
     for file in manifest.files:
-        path = directory / file.path
-        if path.stat().st_size != file.bytes:
-            raise BundleError(
-                f"{path} has {path.stat().st_size} bytes, but the manifest says {file.bytes}; {again}"
-            )
-        if check_digests and sha256_of(path) != file.sha256:
-            raise BundleError(f"{path} was changed since the bundle was made; {again}")
-    return Bundle(directory, manifest)
+        with opened(directory, file.path) as candidate:
+            if check_digests or not trust.check_digests:
+                bundle.check(file.path, candidate.descriptor)
+            else:
+                bundle.check_size(file.path, candidate.descriptor)
+    return bundle
+
+
+def _check_signatures(bundle: Bundle, trust: TrustOptions) -> bool:
+    """Whether somebody who is trusted signed the bundle.
+
+    Raises:
+        BundleError: nobody did, although it was asked for.
+    """
+    if trust.certificate is not None:
+        check_signature(bundle.directory, bundle.digests, certificate=Path(trust.certificate))
+        return True
+    if trust.key is not None:
+        check_signature(bundle.directory, bundle.digests, [Path(trust.key)])
+        return True
+    keys = trusted_keys() if bundle.manifest.machine_code and trust.check_digests and not trust.trust else []
+    if not keys:
+        return False
+    check_signature(bundle.directory, bundle.digests, keys)
+    return True
 
 
 def search_path() -> list[Path]:

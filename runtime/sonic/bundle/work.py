@@ -9,10 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
+from pydantic import AfterValidator
 
 from sonic.records import TOLERANT
 
-Terms = Mapping[str, float]
+_MOST_FACTORS = 8  # of a term; with more, the number of operations would exceed what a float holds
+
+
+def _bounded(term: str) -> str:
+    if term.count("*") >= _MOST_FACTORS:
+        raise ValueError(f"{term[:60]!r} has more than {_MOST_FACTORS} factors")
+    return term
+
+
+Terms = Mapping[Annotated[str, AfterValidator(_bounded)], Annotated[float, Interval(ge=-1e18, le=1e18)]]
 
 
 def evaluate(terms: Terms, sizes: Mapping[str, int]) -> float:
@@ -45,7 +58,13 @@ class Work:
 
     flop: Mapping[str, Terms] = field(default_factory=dict)
     activation_bytes: Terms = field(default_factory=dict)
-    weight_bytes: int = 0
+    weight_bytes: Annotated[int, Interval(ge=0, le=1 << 48)] = 0
+
+    @property
+    def axes(self) -> set[str]:
+        """The axes that any term names."""
+        terms = [*self.activation_bytes, *(term for kind in self.flop.values() for term in kind)]
+        return {axis for term in terms for axis in term.split("*")} - {"1"}
 
     def flop_of(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Floating-point operations of one call, by kind of operator."""

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import click
 
+from sonic.bundle.trust import TrustOptions
 from sonic.cli.errors import printable, user_errors
-from sonic.cli.options import PATH, batch_options, limits_options, load_for_command, run_options
+from sonic.cli.options import (
+    PATH,
+    batch_options,
+    limits_options,
+    load_for_command,
+    run_options,
+    trust_options,
+)
 from sonic.media.checks import check_not_an_input
 from sonic.options import BatchOptions, IntakeLimits, RunOptions
 from sonic.progress import ConsoleProgress
@@ -28,6 +36,7 @@ from sonic.progress import ConsoleProgress
 @batch_options
 @run_options
 @limits_options
+@trust_options
 def batch(
     jobs: Path,
     bundle: str,
@@ -36,6 +45,7 @@ def batch(
     options: BatchOptions,
     run: RunOptions,
     limits: IntakeLimits,
+    trust: TrustOptions,
 ) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
@@ -53,7 +63,7 @@ def batch(
         journal = report or journal_path(jobs)
         check_not_an_input(journal, [jobs])
         reports = run_batch(
-            load_for_command(bundle, run, limits),
+            load_for_command(bundle, run, trust, limits),
             todo,
             journal,
             together,

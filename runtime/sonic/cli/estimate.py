@@ -9,10 +9,11 @@ import click
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.table import Table
 
-from sonic.bundle.manifest import Manifest, read_manifest
+from sonic.bundle.manifest import Manifest
 from sonic.bundle.store import find_bundle, open_bundle
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, size_options, threads_option
+from sonic.cli.options import PATH, manifest_for_command, size_options, threads_option, trust_options
 from sonic.cli.tables import console
 from sonic.costs.calibration import calibrate
 from sonic.costs.comparison import Projection, compare, precision_of
@@ -40,6 +41,7 @@ from sonic.storage.files import write_json
 @click.option("--json", "json_path", type=PATH, help="Write every number to this JSON file.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @threads_option
+@trust_options
 def estimate(
     bundles: tuple[str, ...],
     options: GenerationOptions,
@@ -49,6 +51,7 @@ def estimate(
     json_path: Path | None,
     markdown: bool,
     run: RunOptions,
+    trust: TrustOptions,
 ) -> None:
     """Estimate what a clip of a square portrait costs: operations, time, memory, disk and energy.
 
@@ -56,10 +59,10 @@ def estimate(
     steps or noise levels are asked for.
     """
     with user_errors():
-        manifests = {bundle: read_manifest(find_bundle(bundle)) for bundle in bundles}
+        manifests = {bundle: manifest_for_command(bundle, trust, alone=True) for bundle in bundles}
         chosen = [find_machine(name) for name in machines]
         if calibrated:
-            chosen.insert(0, measure_machine(bundles, options, run, save))
+            chosen.insert(0, measure_machine(bundles, options, run, save, trust))
         elif save is not None:
             raise InputError("--save writes what --calibrate measures; give both")
         found = compare(_named(manifests), options, chosen or list(MACHINES.values()), run)
@@ -69,7 +72,11 @@ def estimate(
 
 
 def measure_machine(
-    bundles: Sequence[str], options: GenerationOptions, run: RunOptions, save: Path | None
+    bundles: Sequence[str],
+    options: GenerationOptions,
+    run: RunOptions,
+    save: Path | None,
+    trust: TrustOptions = DEFAULT_TRUST,
 ) -> Machine:
     """Measure this machine with every bundle, and write its description to the file `save`, if there is one.
 
@@ -79,7 +86,7 @@ def measure_machine(
         OutputError: the file cannot be written.
     """
     stay_on_a_node(most_threads(run))  # as generating the clip would
-    opened = [open_bundle(find_bundle(bundle), check_digests=False) for bundle in bundles]
+    opened = [open_bundle(find_bundle(bundle), trust, check_digests=False) for bundle in bundles]
     measured = combine(
         [calibrate(make_engine(one, run), plan_square_clip(one.manifest, options), run=run) for one in opened]
     )

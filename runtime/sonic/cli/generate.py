@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, clip_options, limits_options, load_for_command, run_options
+from sonic.cli.options import PATH, clip_options, limits_options, load_for_command, run_options, trust_options
 from sonic.media.checks import check_not_an_input
 from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
@@ -27,10 +28,18 @@ OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write
 @clip_options
 @run_options
 @limits_options
-def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions, limits: IntakeLimits) -> None:
+@trust_options
+def generate(
+    bundle: str,
+    output: Path,
+    clip: ClipArguments,
+    run: RunOptions,
+    limits: IntakeLimits,
+    trust: TrustOptions,
+) -> None:
     """Generate a talking-head video."""
     with user_errors():
-        click.echo(generate_file(bundle, output, clip, run, limits))
+        click.echo(generate_file(bundle, output, clip, run, trust, limits))
 
 
 def generate_file(
@@ -38,6 +47,7 @@ def generate_file(
     output: Path,
     clip: ClipArguments,
     run: RunOptions,
+    trust: TrustOptions = DEFAULT_TRUST,
     limits: IntakeLimits | None = None,
 ) -> str:
     """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
@@ -51,7 +61,7 @@ def generate_file(
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)
-    model = load_for_command(bundle, run, limits)
+    model = load_for_command(bundle, run, trust, limits)
     rate = model.constants.video.h264_constant_rate_factor
     remove_abandoned(output.absolute().parent)
     arguments = replace(

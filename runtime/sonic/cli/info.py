@@ -11,10 +11,13 @@ from rich.table import Table
 
 from sonic.bundle.manifest import Manifest, TensorInfo
 from sonic.bundle.presets import EXACT_SPEED, SPEED_NAMES
-from sonic.bundle.store import find_bundle, open_bundle
+from sonic.bundle.store import find_bundle
+from sonic.bundle.trust import TrustOptions
 from sonic.cli.errors import user_errors
+from sonic.cli.options import manifest_for_command, trust_options
 from sonic.cli.tables import console
 from sonic.diffusion.steps import StepSettings, evaluations_per_window
+from sonic.errors import BundleError, first_line
 from sonic.options import GenerationOptions, IntakeLimits
 from sonic.plan import denoising_steps
 from sonic.sandbox.process import sandbox_report
@@ -22,11 +25,19 @@ from sonic.sandbox.process import sandbox_report
 
 @click.command()
 @click.argument("bundle")
-def info(bundle: str) -> None:
+@trust_options
+def info(bundle: str, trust: TrustOptions) -> None:
     """Print a bundle's manifest as tables."""
     with user_errors():
         directory = find_bundle(bundle)
-        print_manifest(open_bundle(directory, check_digests=False).manifest, directory, console())
+        manifest = manifest_for_command(directory, trust)
+        try:
+            print_manifest(manifest, directory, console())
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise BundleError(
+                f"{directory}: what the manifest says of 'parity' or 'quantization' is malformed "
+                f"({first_line(error)}); convert the checkpoint again"
+            ) from error
         print_sandbox(console())
 
 
@@ -35,6 +46,8 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
     facts = Table(title=f"bundle {manifest.name}", show_header=False)
     facts.add_row("directory", str(directory))
     facts.add_row("engine", manifest.engine)
+    if manifest.machine_code:
+        facts.add_row("holds", "machine code, which is run only if a trusted key signed it, or with --trust")
     facts.add_row("license of the weights", manifest.license)
     facts.add_row("made by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items()))
     facts.add_row("size", _megabytes(sum(file.bytes for file in manifest.files)))

@@ -11,6 +11,7 @@ from sonic.cli.estimate import estimate
 from sonic.cli.generate import generate
 from sonic.cli.info import info
 from sonic.cli.plan import plan
+from sonic.cli.sign import sign
 from sonic.cli.verify import verify
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
-for command in (generate, batch, plan, estimate, verify, info, bundle):
+for command in (generate, batch, plan, estimate, verify, sign, info, bundle):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ from typing import TypeVar
 
 import click
 
+from sonic.bundle.manifest import Manifest
+from sonic.bundle.manifest_file import read_manifest
+from sonic.bundle.store import find_bundle, open_bundle
+from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.cli.errors import user_errors
 from sonic.execution import most_threads
 from sonic.host import parse_processors, pin_to_processors, stay_on_a_node
@@ -145,6 +149,11 @@ def limits_options(command: Command) -> Command:
     return with_options(IntakeLimits, "limits", environment=ENVIRONMENT_PREFIX)(command)
 
 
+def trust_options(command: Command) -> Command:
+    """What is checked when a bundle is opened, as the parameter `trust`."""
+    return with_options(TrustOptions, "trust")(command)
+
+
 def threads_option(command: Command) -> Command:
     """`--threads` alone, as the parameter `run`."""
     return with_options(RunOptions, "run", only=("threads",))(processors_option(command))
@@ -170,7 +179,26 @@ def size_options(command: Command) -> Command:
     )(command)
 
 
-def load_for_command(bundle: PathLike, run: RunOptions, limits: IntakeLimits | None = None) -> SonicModel:
+def load_for_command(
+    bundle: PathLike,
+    run: RunOptions,
+    trust: TrustOptions = DEFAULT_TRUST,
+    limits: IntakeLimits | None = None,
+) -> SonicModel:
     """Load a model for a command, whose process is kept on one NUMA node if its threads fit there."""
     stay_on_a_node(most_threads(run))
-    return open_model(bundle, run, limits=limits)
+    return open_model(bundle, run, trust, limits)
+
+
+def manifest_for_command(bundle: PathLike, trust: TrustOptions, *, alone: bool = False) -> Manifest:
+    """The manifest of a bundle of which nothing is loaded: its files are read for a signature only.
+
+    Args:
+        bundle: its name or path.
+        trust: whom it has to come from.
+        alone: whether the manifest is enough, without any of the files.
+    """
+    directory = find_bundle(bundle)
+    if alone and not trust.wants_signature:
+        return read_manifest(directory, check_digest=trust.check_digests)
+    return open_bundle(directory, trust, check_digests=trust.wants_signature).manifest

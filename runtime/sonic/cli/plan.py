@@ -8,9 +8,9 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sonic.bundle.store import find_bundle, open_bundle
+from sonic.bundle.trust import TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, run_options, size_options
+from sonic.cli.options import PATH, manifest_for_command, run_options, size_options, trust_options
 from sonic.cli.tables import console
 from sonic.diffusion.guidance import BRANCH_NAMES
 from sonic.diffusion.plan import DenoisingStep
@@ -25,12 +25,15 @@ from sonic.storage.files import write_json
 @size_options
 @click.option("--json", "plan_path", type=PATH, help="Write the whole plan to this file.")
 @run_options
-def plan(bundle: str, options: GenerationOptions, plan_path: Path | None, run: RunOptions) -> None:
+@trust_options
+def plan(
+    bundle: str, options: GenerationOptions, plan_path: Path | None, run: RunOptions, trust: TrustOptions
+) -> None:
     """Show how a square clip would be computed: its denoising steps, every submodel's calls, and how many
     of them at once.
     """
     with user_errors():
-        manifest = open_bundle(find_bundle(bundle), check_digests=False).manifest
+        manifest = manifest_for_command(bundle, trust)
         planned = plan_square_clip(manifest, options)
         printer = console()
         printer.print(steps_table(planned, manifest.name))

@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sonic.bundle.presets import SPEED_NAMES, SpeedName
+from sonic.bundle.trust import TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, load_for_command, threads_option
+from sonic.cli.options import PATH, load_for_command, threads_option, trust_options
 from sonic.cli.tables import console
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
@@ -28,14 +29,18 @@ from sonic.verification.verify import PresetVerification, Verification, verify_b
     help="Also compare this preset of the bundle with the published sampler, in the same clip.",
 )
 @threads_option
-def verify(bundle: str, report_path: Path | None, speed: SpeedName | None, run: RunOptions) -> None:
+@trust_options
+def verify(
+    bundle: str, report_path: Path | None, speed: SpeedName | None, run: RunOptions, trust: TrustOptions
+) -> None:
     """Compare BUNDLE, as this machine runs it, with PyTorch; exits with 1 if a tolerance is exceeded.
 
     The bundle contains inputs and a short clip with PyTorch's results for them; PyTorch is not needed. The
-    clip is always denoised as published ('exact'), whatever the bundle's default speed preset.
+    clip is always denoised as published ('exact'), whatever the bundle's default speed preset. With --key or
+    --certificate, BUNDLE also has to be signed by its owner.
     """
     with user_errors():
-        found = verify_bundle(load_for_command(bundle, run), ConsoleProgress(), speed)
+        found = verify_bundle(load_for_command(bundle, run, trust), ConsoleProgress(), speed)
         console().print(verification_table(found))
         if report_path is not None:
             write_json(report_path, found.to_json())

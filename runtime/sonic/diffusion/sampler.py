@@ -19,7 +19,7 @@ from sonic.diffusion.guidance import differences, guide
 from sonic.diffusion.plan import DenoisingPlan, DenoisingStep
 from sonic.diffusion.schedule import euler_step, input_scale, model_timestep
 from sonic.engines.base import Session
-from sonic.errors import BundleError
+from sonic.engines.checked import NotFinite
 from sonic.storage.spool import ArraySpool
 
 
@@ -164,14 +164,15 @@ class ClipSampler:
         indices, sigma = self.plan.steps[step].windows[window], self.plan.steps[step].sigma
         latents = self.latents[indices] if latents is None else latents
         inputs = window_inputs(latents, indices, sigma, self._condition, self._constants, branch)
-        outputs = unet.run(inputs, step=step, sigma=sigma, window=window, branches=(branch,))
-        predicted: np.ndarray = outputs["prediction"][0]
-        if not np.isfinite(predicted).all():
-            raise BundleError(
+        try:
+            outputs = unet.run(inputs, step=step, sigma=sigma, window=window, branches=(branch,))
+        except NotFinite as error:
+            raise NotFinite(
                 f"the UNet returned values that are not finite at step {step + 1} of "
                 f"{len(self.plan.steps)}; the bundle's weights or precision cannot be right: run "
                 "'sonic-convert parity'"
-            )
+            ) from error
+        predicted: np.ndarray = outputs["prediction"][0]
         return predicted
 
     def finish_window(self, indices: np.ndarray, predictions: Mapping[int, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 
 Arrays = dict[str, np.ndarray]
 

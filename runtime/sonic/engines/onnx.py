@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 import numpy as np
 import onnxruntime
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.engines.base import Arrays, Parallelism
-from sonic.errors import BundleError, InputError
+from sonic.engines.graph_check import check_graph
+from sonic.errors import BundleError, InputError, first_line
 from sonic.host import cpu_count, has_bfloat16_products
 from sonic.options import AUTOMATIC, RunOptions
 
@@ -21,6 +23,9 @@ from sonic.options import AUTOMATIC, RunOptions
 # two cores, one process with two threads made 19.1 calls of sonic-tiny's UNet a second and two made 13.9
 # together; with so short a wait 18.5 and 19.9, without one 14.8 and 23.6.
 _SPIN_MICROSECONDS = "20"
+
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def session_options() -> onnxruntime.SessionOptions:
@@ -34,13 +39,16 @@ def session_options() -> onnxruntime.SessionOptions:
     return options
 
 
-def open_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(graph: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Open a session on the CPU, without keeping the memory that was needed only for loading.
 
     ONNX Runtime repacks the weights for its kernels one after another, and glibc keeps much of the memory
     that this frees: 0.3 of the 1.0 GB that the published UNet's float16 graph takes after loading.
     """
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    source = graph if isinstance(graph, bytes) else str(graph)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    if isinstance(graph, bytes):
+        session._model_bytes = b""  # kept to fall back to another provider, of which there is none
     _return_freed_memory()
     return session
 
@@ -50,6 +58,12 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def _folder_of(descriptor: int, path: Path) -> str:
+    """A name of an open folder that stays valid when it is moved; its path on systems without such names."""
+    held = Path(f"/proc/self/fd/{descriptor}")
+    return str(held if held.exists() else path)
 
 
 class OnnxRuntimeEngine:
@@ -76,17 +90,29 @@ class OnnxRuntimeEngine:
         """Load a submodel; calls at the same time share the session's threads.
 
         Raises:
-            BundleError: ONNX Runtime cannot load the file.
+            BundleError: the graph or its weights were changed, hold what no bundle's do, or cannot be loaded.
         """
-        path = self.bundle.graph_path(submodel)
-        try:
-            session = open_session(path, self._session_options(parallelism))
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            reason = str(error).splitlines()[0]
-            raise BundleError(
-                f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__} ({reason}); "
-                "convert the checkpoint again or update onnxruntime"
-            ) from error
+        graph, *weights = (file.path for file in self.bundle.manifest.submodels[submodel].files)
+        source = self.bundle.directory / graph
+        content = self.bundle.read(graph)
+        options = self._session_options(parallelism)
+        with ExitStack() as held:
+            sizes = {}
+            for path in weights:
+                opened = held.enter_context(self.bundle.opened(path))
+                sizes[PurePosixPath(path).name] = os.fstat(opened.descriptor).st_size
+                # Weights are looked for in the very folder that the checked file is in, even if it moves.
+                options.add_session_config_entry(_WEIGHTS_FOLDER, _folder_of(opened.folder, source.parent))
+            if any(PurePosixPath(path).parent != PurePosixPath(graph).parent for path in weights):
+                raise BundleError(f"{source}: its weights should be beside it; convert the checkpoint again")
+            check_graph(content, str(source), sizes)
+            try:
+                session = open_session(content, options)
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                raise BundleError(
+                    f"{source} cannot be loaded by ONNX Runtime {onnxruntime.__version__} "
+                    f"({first_line(error)}); convert the checkpoint again or update onnxruntime"
+                ) from error
         return OnnxRuntimeSession(submodel, session)
 
     def _session_options(self, parallelism: Parallelism | None) -> onnxruntime.SessionOptions:

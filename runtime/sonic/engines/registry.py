@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.engines.base import Engine
+from sonic.engines.checked import CheckedEngine
 from sonic.errors import BundleError
 from sonic.options import AUTOMATIC, RunOptions
 
@@ -38,4 +39,4 @@ def make_engine(bundle: Bundle, run: RunOptions = AUTOMATIC) -> Engine:
             f"{bundle.directory} was made for the engine '{name}', but this runtime has "
             f"{', '.join(ENGINES)}; convert the checkpoint for one of them"
         )
-    return ENGINES[name](bundle, run)
+    return CheckedEngine(ENGINES[name](bundle, run))

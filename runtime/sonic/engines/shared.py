@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.engines.base import Arrays, Engine, Parallelism, Session
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import platform
 import weakref
@@ -19,22 +20,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
+from pydantic import StringConstraints
 
-from sonic.bundle.store import Bundle
+from sonic.bounded import parse_json
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.trust import TRUSTED_KEYS
 from sonic.engines.base import Arrays, Parallelism, Session
 from sonic.engines.onnx import OnnxRuntimeEngine
-from sonic.errors import BundleError, InputError
+from sonic.engines.tvm_files import PROGRAM, CheckedProgram, ProgramFolder, checked_copy
+from sonic.errors import BundleError, InputError, first_line
 from sonic.host import cpu_count, cpu_features
 from sonic.options import AUTOMATIC, RunOptions
 from sonic.records import TOLERANT, read_record
 
 BRIDGE = "acl_bridge"  # the asset's name in a bundle
-PROGRAM = "program.json"
 _CPU = 1  # DLPack's device type
 _POOLED = 2  # TVM's number for the allocator that keeps memory between calls
+_Size = Annotated[int, Interval(ge=0, le=1 << 31)]
 _INSTALL = "install it with: pip install 'sonic-runtime[tvm]'"
 
 
@@ -45,9 +51,9 @@ class StoredWeight:
     __pydantic_config__ = TOLERANT
 
     key: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
+    dtype: Annotated[str, StringConstraints(pattern="^(bool|u?int(8|16|32|64)|float(16|32|64))$")]
+    shape: tuple[_Size, ...]
+    offset: Annotated[int, Interval(ge=0, le=1 << 48)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Specialisation:
     __pydantic_config__ = TOLERANT
 
     library: str
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[_Size, ...]]
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,17 @@ class Program:
         Raises:
             BundleError: it cannot be read.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
-        return read_record(cls, text, str(path), BundleError, "compile the bundle again")
+        return cls.of(ProgramFolder(path.parent).read_program(), str(path))
+
+    @classmethod
+    def of(cls, content: bytes, source: str) -> Program:
+        """Read the file's content; `source` is named in errors.
+
+        Raises:
+            BundleError: it is malformed.
+        """
+        parse_json(content, source, BundleError, "compile the bundle again")
+        return read_record(cls, content, source, BundleError, "compile the bundle again")
 
 
 class TvmEngine:
@@ -107,18 +119,23 @@ class TvmEngine:
             bfloat16 is refused, as Debian's Arm Compute Library has no kernels for it.
 
     Raises:
-        BundleError: this machine cannot run the bundle, or TVM's runtime or the Arm Compute Library is
-            missing.
+        BundleError: nobody who is trusted signed the bundle, this machine cannot run it, or TVM's runtime or
+            the Arm Compute Library is missing.
         InputError: bfloat16 was asked for.
     """
 
     def __init__(self, bundle: Bundle, run: RunOptions = AUTOMATIC) -> None:
         if run.bfloat16:
             raise InputError("compiled bundles have no products in bfloat16; leave the option out")
+        check_trusted(bundle)
         check_processor(bundle)
         self.bundle = bundle
         self._alone = Parallelism(1, run.threads or cpu_count())
-        load_libraries(bundle.directory / bundle.manifest.assets[BRIDGE].path)
+        if BRIDGE not in bundle.manifest.assets:
+            raise BundleError(f"{bundle.directory} has no asset '{BRIDGE}'; compile the bundle again")
+        path = bundle.manifest.assets[BRIDGE].path
+        with checked_copy(bundle, path) as bridge:
+            load_libraries(bridge, bundle.directory / path)
         self._graphs = OnnxRuntimeEngine(bundle, run)
 
     def open(self, submodel: str, parallelism: Parallelism | None = None) -> Session:
@@ -130,17 +147,16 @@ class TvmEngine:
         if self.bundle.graph_path(submodel).name != PROGRAM:
             return self._graphs.open(submodel, parallelism)
         set_threads((parallelism or self._alone).threads_of_a_call, self._alone.threads)
-        return TvmSession(submodel, self.bundle.graph_path(submodel))
+        return TvmSession(submodel, CheckedProgram(self.bundle, submodel))
 
 
 class TvmSession:
     """A compiled submodel whose weights are memory-mapped; threads may share it."""
 
-    def __init__(self, submodel: str, path: Path) -> None:
-        self._submodel = submodel
-        self._folder = path.parent
-        self._program = Program.read(path)
-        self._weights: list[Any] | None = _map_weights(self._folder, self._program)
+    def __init__(self, submodel: str, files: ProgramFolder) -> None:
+        self._submodel, self._files, self._folder = submodel, files, files.folder
+        self._program = Program.of(files.read_program(), str(files.folder / PROGRAM))
+        self._weights: list[Any] | None = _map_weights(files, self._program)
         self._machines: dict[str, list[Any]] = {}
         self._lock = Lock()
         # Runs even if the session is dropped without leaving its ``with`` block.
@@ -197,7 +213,8 @@ class TvmSession:
             idle = self._machines.setdefault(library, [])
             machine = idle.pop() if idle else None
         if machine is None:
-            machine = _load(self._folder / library)
+            with self._files.library(library) as copy:
+                machine = _load(copy, self._folder / library)
         try:
             yield machine
         finally:
@@ -245,6 +262,19 @@ def _main_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return max(shapes.values(), key=lambda shape: int(np.prod(shape)))
 
 
+def check_trusted(bundle: Bundle) -> None:
+    """Make sure that somebody who is trusted made a bundle's machine code.
+
+    Raises:
+        BundleError: nobody is known to have.
+    """
+    if not bundle.runs_code:
+        raise BundleError(
+            f"{bundle.directory} holds machine code, and no trusted key has signed it; give the public key "
+            f"of its maker (--key, or a folder of keys in ${TRUSTED_KEYS}), or --trust, if you made it"
+        )
+
+
 def check_processor(bundle: Bundle) -> None:
     """Compare what a compiled bundle needs with what this processor has.
 
@@ -267,21 +297,25 @@ def check_processor(bundle: Bundle) -> None:
         )
 
 
-def load_libraries(bridge: Path) -> None:
+def load_libraries(bridge: Path, source: Path) -> None:
     """Load TVM's runtime and a bundle's bridge to the Arm Compute Library into this process.
+
+    Args:
+        bridge: the library.
+        source: where it comes from, for errors.
 
     Raises:
         BundleError: one is missing.
     """
     if importlib.util.find_spec("tvm_ffi") is None:
-        raise BundleError(f"{bridge} needs TVM's runtime (the package apache-tvm-ffi); {_INSTALL}")
+        raise BundleError(f"{source} needs TVM's runtime (the package apache-tvm-ffi); {_INSTALL}")
     import tvm_ffi  # noqa: F401 (loads libtvm_ffi, which the others need)
 
     package = importlib.util.find_spec("tvm")
     folders = [] if package is None else [Path(place) for place in package.submodule_search_locations or ()]
     runtime = next((p for f in folders if (p := f / "lib/libtvm_runtime.so").is_file()), None)
     if runtime is None:
-        raise BundleError(f"{bridge} needs TVM's runtime (the package apache-tvm); {_INSTALL}")
+        raise BundleError(f"{source} needs TVM's runtime (the package apache-tvm); {_INSTALL}")
     # TVM reads this when its first parallel loop runs. Its threads must not spin while they wait for the next
     # loop: the Arm Compute Library's threads need the processors meanwhile.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
@@ -290,7 +324,7 @@ def load_libraries(bridge: Path) -> None:
         ctypes.CDLL(str(bridge), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise BundleError(
-            f"{bridge} cannot be loaded ({error}); it needs the Arm Compute Library of Debian 13 or Ubuntu "
+            f"{source} cannot be loaded ({error}); it needs the Arm Compute Library of Debian 13 or Ubuntu "
             "24.04 (apt-get install libarm-compute43), or to be built on this machine"
         ) from error
 
@@ -319,32 +353,38 @@ def _forget(keys: Sequence[str]) -> None:
     function("sonic.acl.forget")(list(keys))
 
 
-def _load(library: Path) -> Any:
+def _load(library: Path, source: Path) -> Any:
     from tvm_ffi import load_module
 
     try:
         machine = load_module(str(library))["vm_load_executable"]()
         machine["vm_initialization"](_CPU, 0, _POOLED)
     except Exception as error:  # TVM's errors share no base class
-        reason = str(error).splitlines()[0]
         raise BundleError(
-            f"{library} cannot be loaded by TVM ({reason}); compile the bundle again"
+            f"{source} cannot be loaded by TVM ({first_line(error)}); compile the bundle again"
         ) from error
     return machine
 
 
-def _map_weights(folder: Path, program: Program) -> list[Any]:
-    """The arrays of the weights file, memory-mapped, so that the system can evict pages not in use."""
+def _map_weights(files: ProgramFolder, program: Program) -> list[Any]:
+    """The arrays of the weights file, memory-mapped, so that the system can evict pages not in use.
+
+    Raises:
+        BundleError: the file was changed, or holds less than the program says.
+    """
     from tvm_ffi import from_dlpack
 
     if not program.weights:
         return []
     # Copy-on-write: DLPack has no read-only arrays, and nothing writes to these.
-    memory = np.memmap(folder / program.weights_file, np.uint8, "c")
+    memory = files.map_weights(program.weights_file)
     arrays = []
     for weight in program.weights:
-        dtype = np.dtype(weight.dtype)
-        size = int(np.prod(weight.shape, dtype=np.int64)) * dtype.itemsize
-        part = memory[weight.offset : weight.offset + size].view(dtype).reshape(weight.shape)
+        size = math.prod(weight.shape) * np.dtype(weight.dtype).itemsize
+        if weight.offset + size > memory.size:
+            raise BundleError(
+                f"{files.folder / program.weights_file} ends before '{weight.key}'; compile the bundle again"
+            )
+        part = memory[weight.offset : weight.offset + size].view(weight.dtype).reshape(weight.shape)
         arrays.append(from_dlpack(np.asarray(part)))
     return arrays

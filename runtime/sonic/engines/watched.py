@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.engines.base import Arrays, Engine, Parallelism, Session
 from sonic.errors import GenerationCancelled
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
-from sonic.bundle.manifest import MANIFEST_NAME
 from sonic.bundle.store import sha256_of
 from sonic.errors import InputError, OutputError, SonicError
 from sonic.jobs.job import Job
@@ -110,7 +109,7 @@ class _Batch:
     def __init__(self, model: SonicModel, journal: Path, on_report: Report) -> None:
         self._journal, self._on_report = journal, on_report
         self._quality = model.constants.video.h264_constant_rate_factor
-        self._bundle_digest = sha256_of(model.engine.bundle.directory / MANIFEST_NAME)
+        self._bundle_digest = model.engine.bundle.manifest_sha256
         self._started = time.monotonic()
         self._ending = Lock()
         self.reports: dict[int, JobReport] = {}

@@ -6,7 +6,6 @@ windows of a clip shorter than a window repeat its frames. The same arrays give 
 
 from __future__ import annotations
 
-import lzma
 import math
 import zipfile
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sonic.bundle.arrays import read_archive
 from sonic.errors import BundleError
 
 SAMPLED_VALUES = 1 << 16
 """Of larger outputs, about this many values are kept, and at most twice as many."""
-# What NumPy raises for files that are not archives of arrays, or are incomplete.
-_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, lzma.LZMAError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +76,22 @@ class GoldenVectors:
         Raises:
             BundleError: it holds something else.
         """
-        arrays = read_arrays(path)
+        return cls._of(read_arrays(path), str(path))
+
+    @classmethod
+    def of(cls, content: bytes, source: str) -> GoldenVectors:
+        """Read the file's content; `source` is named in errors.
+
+        Raises:
+            BundleError: it holds something else.
+        """
+        return cls._of(read_archive(content, source), source)
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, np.ndarray], source: str) -> GoldenVectors:
         inputs = {name[3:]: array for name, array in arrays.items() if name.startswith("in.")}
         outputs = {
-            name[4:]: ExpectedOutput(
-                array,
-                tuple(_entry(arrays, f"shape.{name[4:]}", path).tolist()),
-                int(_entry(arrays, f"stride.{name[4:]}", path)),
-            )
+            name[4:]: _expected_output(arrays, name[4:], source)
             for name, array in arrays.items()
             if name.startswith("out.")
         }
@@ -116,8 +122,23 @@ class ExpectedClip:
         Raises:
             BundleError: it holds something else.
         """
-        arrays = read_arrays(path)
-        return cls(_entry(arrays, "noise", path), _entry(arrays, "frames", path))
+        return cls._of(read_arrays(path), str(path))
+
+    @classmethod
+    def of(cls, content: bytes, source: str) -> ExpectedClip:
+        """Read the file's content; `source` is named in errors.
+
+        Raises:
+            BundleError: it holds something else.
+        """
+        return cls._of(read_archive(content, source), source)
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, np.ndarray], source: str) -> ExpectedClip:
+        clip = cls(_entry(arrays, "noise", source), _entry(arrays, "frames", source))
+        if clip.noise.dtype != np.float32 or clip.frames.dtype != np.uint8 or clip.frames.ndim != 4:
+            raise BundleError(f"{source} holds no clip of uint8 frames; copy or convert the bundle again")
+        return clip
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -137,15 +158,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         BundleError: the file is not such an archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except _UNREADABLE as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise BundleError(
-            f"{path} cannot be read as golden vectors ({error}); copy or convert the bundle again"
+            f"{path} cannot be read as golden vectors ({error.strerror}); copy or convert the bundle again"
         ) from error
+    return read_archive(content, str(path))
 
 
-def _entry(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+def _expected_output(arrays: Mapping[str, np.ndarray], name: str, source: str) -> ExpectedOutput:
+    values = arrays[f"out.{name}"]
+    shape, stride = _entry(arrays, f"shape.{name}", source), _entry(arrays, f"stride.{name}", source)
+    sizes = shape.ravel().tolist()
+    if (
+        shape.dtype.kind not in "iu"
+        or stride.dtype.kind not in "iu"
+        or stride.size != 1
+        or stride.item() < 1
+        or min(sizes, default=0) < 0
+        or -(-math.prod(sizes) // stride.item()) != values.size
+    ):
+        raise BundleError(f"{source} does not say what '{name}' is of; copy or convert the bundle again")
+    return ExpectedOutput(values.ravel(), tuple(sizes), stride.item())
+
+
+def _entry(arrays: Mapping[str, np.ndarray], name: str, source: str) -> np.ndarray:
     if name not in arrays:
-        raise BundleError(f"{path} holds no '{name}'; copy or convert the bundle again")
+        raise BundleError(f"{source} holds no '{name}'; copy or convert the bundle again")
     return arrays[name]

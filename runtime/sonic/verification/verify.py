@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import GoldenClip, VerificationInfo
 from sonic.bundle.presets import EXACT_SPEED, SpeedName
-from sonic.bundle.store import Bundle
 from sonic.diffusion.steps import evaluations_per_window
 from sonic.engines.base import Engine
+from sonic.engines.checked import NotFinite
 from sonic.errors import BundleError
 from sonic.generation import ClipRequest
 from sonic.model import SonicModel
@@ -175,13 +176,15 @@ def verify_bundle(
     rows = []
     with progress.stage("submodels", len(info.submodels)) as advance:
         for name, golden in info.submodels.items():
-            vectors = GoldenVectors.load(bundle.directory / golden.file.path)
+            vectors = GoldenVectors.of(
+                bundle.read(golden.file.path), str(bundle.directory / golden.file.path)
+            )
             max_abs, relative_l2 = measure_submodel(model.engine, name, vectors)
             rows.append(
                 SubmodelVerification(name, max_abs, relative_l2, golden.relative_l2, golden.tolerance)
             )
             advance()
-    expected = ExpectedClip.load(bundle.directory / info.clip.expected.path)
+    expected = expected_clip(bundle, info.clip)
     psnr, problem = None, None
     try:
         frames = generate_clip(model, info.clip, expected.noise, progress)
@@ -218,7 +221,7 @@ def verify_preset(model: SonicModel, speed: SpeedName, progress: Progress) -> Pr
     """
     bundle = model.engine.bundle
     manifest, clip = bundle.manifest, verification_info(bundle).clip
-    noise = ExpectedClip.load(bundle.directory / clip.expected.path).noise
+    noise = expected_clip(bundle, clip).noise
     psnr, worst, problem = None, None, None
     try:
         published = generate_clip(model, clip, noise, progress, EXACT_SPEED)
@@ -240,6 +243,16 @@ def verify_preset(model: SonicModel, speed: SpeedName, progress: Progress) -> Pr
         manifest.speeds.golden_clip_minimum_psnr_db(speed),
         problem,
     )
+
+
+def expected_clip(bundle: Bundle, clip: GoldenClip) -> ExpectedClip:
+    """The noise and frames of the golden clip.
+
+    Raises:
+        BundleError: they were changed, or are malformed.
+    """
+    path = clip.expected.path
+    return ExpectedClip.of(bundle.read(path), str(bundle.directory / path))
 
 
 def verification_info(bundle: Bundle) -> VerificationInfo:
@@ -270,6 +283,8 @@ def measure_submodel(engine: Engine, name: str, vectors: GoldenVectors) -> tuple
     with engine.open(name) as session:
         try:
             outputs = session.run(vectors.inputs)
+        except NotFinite:
+            return float("inf"), float("inf")
         except Exception as error:  # engines' errors share no base class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BundleError(
@@ -311,21 +326,20 @@ def generate_clip(
         BundleError: the UNet returned values that are not finite.
         InputError: the clip needs more memory than is free.
     """
-    directory = model.engine.bundle.directory
+    bundle = model.engine.bundle
     options = GenerationOptions(
         min_resolution=clip.resolution_pixels,
         speed=speed,
         inference_steps=clip.steps if speed is None else None,
     )
     request = ClipRequest(
-        directory / clip.portrait.path,
-        directory / clip.speech.path,
+        bundle.path(clip.portrait.path),
+        bundle.path(clip.speech.path),
         options.resolved(model.constants),
         noise,
         face_box=clip.face_box,
     )
-    with np.errstate(invalid="ignore"):  # NaN becomes some arbitrary colour, which is far off
-        return np.asarray(model.generate_request(request, progress))
+    return np.asarray(model.generate_request(request, progress))
 
 
 def measure_clip(bundle: Bundle, frames: np.ndarray, expected: np.ndarray) -> float:

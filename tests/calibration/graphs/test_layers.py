@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.store import open_bundle
 from sonic_calibration.graphs.layers import Layer, Use, find_layers
 from sonic_calibration.graphs.stored_graph import (
     EXTERNAL_BYTES,

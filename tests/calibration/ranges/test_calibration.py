@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonic.bundle.manifest import read_manifest
-from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.manifest_file import read_manifest
+from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.errors import InputError, OutputError
 from sonic.options import GenerationOptions
 from sonic_calibration.graphs import segments as segments_module

@@ -15,9 +15,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from sonic.bundle.manifest import read_manifest
-from sonic.bundle.store import Bundle, open_bundle
-from sonic.engines.tvm import BRIDGE, PROGRAM, Program, TvmSession
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.manifest_file import read_manifest
+from sonic.bundle.store import open_bundle
+from sonic.engines.tvm import BRIDGE, Program, TvmSession
+from sonic.engines.tvm_files import PROGRAM, ProgramFolder
 from sonic.errors import InputError, OutputError
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.cli.main import main
@@ -177,7 +179,7 @@ def test_programs_run(
     assert [copy.path for copy in copies][0] == f"audio2bucket/{PROGRAM}"
     random = np.random.default_rng(0)
     shapes = {tensor.name: tensor.shape for tensor in bundle.manifest.submodels["audio2bucket"].inputs}
-    with TvmSession("audio2bucket", tmp_path / "bundle/audio2bucket" / PROGRAM) as session:
+    with TvmSession("audio2bucket", ProgramFolder(tmp_path / "bundle/audio2bucket")) as session:
         for frames in (7, 1, 17):
             feeds = {
                 name: random.standard_normal(

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.store import open_bundle
 from sonic_calibration.graphs.layers import Layer, find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph
 from sonic_calibration.ranges.statistics import TensorStatistics

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.constants import GUIDANCE_BRANCHES
 from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.store import open_bundle
 from sonic.engines.tvm import Program, Specialisation, choose
 from sonic.errors import InputError
 from sonic_convert.compilation.sizes import COMPILED, Picture, shapes_of

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.work import evaluate
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.export.call_memory import _PROBE

@@ -11,8 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import SUBMODEL_NAMES, VerificationInfo
-from sonic.bundle.store import PACKAGED_BUNDLES, Bundle, open_bundle
+from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
 from sonic.cli.main import main
 from sonic.errors import InputError, SonicWarning
 from sonic.media.face import detect_faces

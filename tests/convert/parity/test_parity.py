@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.options import GenerationOptions
 from sonic_convert.cli.main import main
 from sonic_convert.export.submodels import SUBMODELS

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.store import open_bundle
 from sonic.options import GenerationOptions
 from sonic_calibration.graphs.layers import Layer, find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph

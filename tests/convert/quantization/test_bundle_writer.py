@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sonic.bundle.manifest import read_manifest
-from sonic.bundle.store import Bundle, sha256_of
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.manifest_file import read_manifest
+from sonic.bundle.store import sha256_of
 from sonic.errors import InputError, OutputError
 from sonic_convert.bundle_writer import check_target, copy_graph, new_bundle, write_manifest
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import SUBMODEL_NAMES
-from sonic.bundle.store import Bundle
 from sonic.errors import InputError
 from sonic_calibration.graphs.layers import find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph

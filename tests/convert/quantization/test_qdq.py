@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.errors import InputError
 from sonic_calibration.graphs.layers import Layer, find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic.diffusion.guidance import guide
 from sonic.errors import InputError
 from sonic_calibration.graphs.layers import find_layers

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.helper import make_node
 
-from sonic.bundle.store import Bundle
+from sonic.bundle.bundle import Bundle
 from sonic_calibration.graphs.layers import find_layers
 from sonic_calibration.graphs.stored_graph import StoredGraph, open_with_external_weights
 from sonic_calibration.ranges.statistics import choose_range

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.store import PACKAGED_BUNDLES, sha256_of
 from sonic.errors import InputError
 from sonic_convert.checkpoint.checkpoint import DEFAULT_LICENSE, Checkpoint

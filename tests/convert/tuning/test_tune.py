@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from manifests import change_values
 
 from sonic.bundle.presets import ALL_BRANCHES, UNTUNED, SpeedPreset, StepRule
 from sonic.bundle.store import PACKAGED_BUNDLES, open_bundle
@@ -54,10 +55,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SonicModel:
 
 def _with_few_steps(target: Path) -> Path:
     shutil.copytree(PACKAGED_BUNDLES / "sonic-tiny", target)
-    path = target / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["constants"]["sampler"]["steps"] = STEPS
-    path.write_text(json.dumps(manifest))
+    change_values(target, lambda values: values["constants"]["sampler"].update(steps=STEPS))
     return target
 
 

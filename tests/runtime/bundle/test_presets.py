@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import write_values
 
 from sonic.bundle.manifest import Manifest
 from sonic.bundle.presets import (
@@ -167,6 +168,6 @@ def test_a_damaged_bundle_is_refused_when_it_is_opened(small, tmp_path: Path) ->
     bundle = Path(shutil.copytree(small.bundle, tmp_path / "bundle"))
     values = json.loads((bundle / "manifest.json").read_text())
     values["speeds"]["presets"]["fast"]["steps"].reverse()
-    (bundle / "manifest.json").write_text(json.dumps(values))
+    write_values(bundle, values)
     with pytest.raises(BundleError, match=r"bundle/manifest.json cannot be read .*should decrease"):
         open_bundle(bundle)

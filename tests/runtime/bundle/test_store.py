@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from manifests import change_values
 
 from sonic.bundle.constants import Constants
-from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest, read_manifest
+from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.store import find_bundle, open_bundle
 from sonic.errors import BundleError
 from sonic.model import load_model
@@ -80,10 +82,7 @@ def test_extra_file(bundle: Path) -> None:
     ],
 )
 def test_damaged_manifest(bundle: Path, change, expected: str) -> None:
-    path = bundle / "manifest.json"
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
+    change_values(bundle, change)
     with pytest.raises(BundleError, match=expected):
         load_model(bundle)
 

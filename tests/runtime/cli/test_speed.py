@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import sonic
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.presets import SPEED_NAMES
 from sonic.cli.main import main
 from sonic.diffusion.schedule import karras_sigmas

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from manifests import write_values
 
 import sonic
-from sonic.bundle.manifest import Manifest, read_manifest
+from sonic.bundle.manifest import Manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.presets import SPEED_NAMES
 from sonic.cli.main import main
 from sonic.costs.calibration import calibrate
@@ -25,7 +27,6 @@ from sonic.execution import Resources, choose_execution
 from sonic.memory import peak_memory
 from sonic.options import AUTOMATIC, GenerationOptions, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip, plan_square_clip
-from sonic.storage.files import write_json
 
 
 def test_the_calls_are_those_of_a_generation(model, portrait: Path, long_mp3: Path) -> None:
@@ -238,7 +239,7 @@ def int8(small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest alone of a bundle in int8: an estimate needs no graphs."""
     folder = tmp_path_factory.mktemp("int8") / "int8"
     folder.mkdir()
-    write_json(folder / "manifest.json", in_precision(read_manifest(small.bundle), "int8").to_json())
+    write_values(folder, in_precision(read_manifest(small.bundle), "int8").to_json())
     return folder
 
 
@@ -273,7 +274,7 @@ def test_the_command_prints_presets_and_precisions(small, int8: Path, tmp_path: 
 def test_bundles_of_one_precision_have_their_names(small, int8: Path, tmp_path: Path) -> None:
     second = tmp_path / "other"
     second.mkdir()
-    write_json(second / "manifest.json", replace(read_manifest(int8), name="other-int8").to_json())
+    write_values(second, replace(read_manifest(int8), name="other-int8").to_json())
     arguments = (str(int8), "--resolution=64", "--speed=fast", "--machine=altra")
     named = estimated(*arguments, str(second))
     assert "in-int8 " in named and "other-int8 " in named

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from manifests import write_values
 
-from sonic.bundle.manifest import FileInfo, read_manifest
-from sonic.bundle.store import Bundle, open_bundle
+from sonic.bundle.bundle import Bundle
+from sonic.bundle.manifest import FileInfo
+from sonic.bundle.manifest_file import read_manifest
+from sonic.bundle.store import open_bundle
 from sonic.cli.main import main
 from sonic.engines import tvm as tvm_engine
 from sonic.engines.base import Parallelism
 from sonic.engines.onnx import OnnxRuntimeSession
 from sonic.engines.registry import make_engine
-from sonic.engines.tvm import BRIDGE, PROGRAM, Program, Specialisation, StoredWeight, TvmSession, choose
+from sonic.engines.tvm import BRIDGE, Program, Specialisation, StoredWeight, TvmSession, choose
+from sonic.engines.tvm_files import PROGRAM, ProgramFolder
 from sonic.engines.watched import Call, WatchedEngine
 from sonic.errors import BundleError, InputError
 from sonic.options import RunOptions
@@ -155,7 +159,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(tvm_engine, "_load", lambda library: made)
+    monkeypatch.setattr(tvm_engine, "_load", lambda library, source: made)
     return made
 
 
@@ -163,7 +167,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def opened(tmp_path: Path, forgotten: list[str], machine: Machine) -> Callable[..., TvmSession]:
     def make(program: Program) -> TvmSession:
         (tmp_path / PROGRAM).write_text(json.dumps(asdict(program)))
-        return TvmSession("audio2token", tmp_path / PROGRAM)
+        return TvmSession("audio2token", ProgramFolder(tmp_path))
 
     return make
 
@@ -254,7 +258,7 @@ def test_a_library_that_tvm_cannot_load(
     (tmp_path / "000/program.so").write_text("no library")
     (tmp_path / PROGRAM).write_text(json.dumps(asdict(ROWS)))
     with (
-        TvmSession("audio2token", tmp_path / PROGRAM) as session,
+        TvmSession("audio2token", ProgramFolder(tmp_path)) as session,
         pytest.raises(BundleError, match="cannot be loaded by TVM .*; compile the bundle again") as caught,
     ):
         session.run({"x": normal(1, 25, 4), "z": normal(1, 8)})
@@ -270,7 +274,7 @@ def compiled(small) -> Bundle:
     bundle = open_bundle(small.bundle, check_digests=False)
     assets = {**bundle.manifest.assets, BRIDGE: FileInfo("libsonic_acl.so", 0, "")}
     manifest = replace(bundle.manifest, engine="tvm", target=TARGET, assets=assets)
-    return Bundle(bundle.directory, manifest)
+    return Bundle(bundle.directory, manifest, check_digests=False, runs_code=True)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, machine: str, *features: str) -> None:
@@ -337,7 +341,7 @@ def test_an_engine_tells_its_threads(
     on(monkeypatch, "aarch64", *TARGET["features"])
     environment: dict[str, str] = {}
     monkeypatch.setattr(tvm_engine.os, "environ", environment)
-    monkeypatch.setattr(tvm_engine, "load_libraries", lambda bundle: None)
+    monkeypatch.setattr(tvm_engine, "load_libraries", lambda bridge, source: None)
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(tvm_engine, "function", lambda name: lambda *numbers: calls.append((name, *numbers)))
     (tmp_path / "unet").mkdir()
@@ -345,7 +349,9 @@ def test_an_engine_tells_its_threads(
     submodels = dict(compiled.manifest.submodels)
     submodels["unet"] = replace(submodels["unet"], files=(FileInfo(f"unet/{PROGRAM}", 0, ""),))
     shutil.copytree(compiled.directory / "face_detector", tmp_path / "face_detector")
-    bundle = Bundle(tmp_path, replace(compiled.manifest, submodels=submodels))
+    bundle = Bundle(
+        tmp_path, replace(compiled.manifest, submodels=submodels), check_digests=False, runs_code=True
+    )
     engine = make_engine(bundle, RunOptions(threads=3))
     detector = engine.open("face_detector")
     assert isinstance(detector, OnnxRuntimeSession) and not calls
@@ -363,7 +369,7 @@ def test_an_engine_tells_its_threads(
 def test_an_observer_of_graphs(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, "aarch64", *TARGET["features"])
     monkeypatch.setattr(tvm_engine.os, "environ", {})
-    monkeypatch.setattr(tvm_engine, "load_libraries", lambda bundle: None)
+    monkeypatch.setattr(tvm_engine, "load_libraries", lambda bridge, source: None)
     calls: list[Call] = []
     engine = WatchedEngine(make_engine(compiled), calls.append)
     shapes = {tensor.name: tensor.shape for tensor in compiled.manifest.submodels["audio2token"].inputs}
@@ -379,11 +385,11 @@ def test_the_command_says_that_this_is_another_machine(
     on(monkeypatch, "x86_64")
     bundle = Path(shutil.copytree(small.bundle, tmp_path / "compiled"))
     values = replace(read_manifest(bundle), engine="tvm", target=TARGET).to_json()
-    (bundle / "manifest.json").write_text(json.dumps(values))
+    write_values(bundle, values)
     result = CliRunner().invoke(
         main,
         ["generate", "--bundle", str(bundle), "--image", str(portrait), "--audio", str(short_wav), "--output",
-         str(tmp_path / "video.mp4")],
+         str(tmp_path / "video.mp4"), "--trust"],
     )  # fmt: skip
     assert result.exit_code == 2, result.output
     (error,) = result.output.strip().splitlines()

@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from manifests import change_values
 
-from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest, VerificationInfo, read_manifest
+from sonic.bundle.manifest import SUBMODEL_NAMES, Manifest, VerificationInfo
+from sonic.bundle.manifest_file import read_manifest
 from sonic.bundle.store import file_info
 from sonic.cli.main import main
 from sonic.errors import BundleError
@@ -213,10 +215,7 @@ def test_a_clip_that_does_not_fit(bundle: Path) -> None:
     ],
 )
 def test_a_malformed_entry_is_named(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = bundle / "manifest.json"
-    values = json.loads(path.read_text())
-    change(values["verification"])
-    path.write_text(json.dumps(values))
+    change_values(bundle, lambda values: change(values["verification"]))
     assert "missing or malformed; convert the checkpoint again" in sentence(verify(bundle))
 
 
