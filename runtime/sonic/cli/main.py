@@ -11,6 +11,7 @@ from sonic.cli.generate import generate
 from sonic.cli.info import info
 from sonic.cli.plan import plan
 from sonic.cli.verify import verify
+from sonic.cli.watermark import watermark
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +20,7 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
-for command in (generate, batch, plan, estimate, verify, info):
+for command in (generate, batch, plan, estimate, verify, info, watermark):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} should be numbers separated by commas", param, ctx)
 
 
-_TYPES = {int: click.INT, float: click.FLOAT, Path: PATH, tuple: _Numbers()}
+_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: PATH, tuple: _Numbers()}
 
 
 #: The options that choose a clip's denoising steps.
