@@ -1,7 +1,7 @@
 """Finding a watermark in the mean of a video's frames, at whatever scale and place.
 
-The search goes over sizes of a cell, as a video may have been scaled and cropped. At each, the mean picture is
-averaged in cells, and what their neighbours predict is taken off; what is left is folded onto one tile, and
+The search goes over sizes of a cell, as a video may be scaled and cropped. At each, the mean picture is
+averaged in cells, and what their neighbours predict is taken off; the rest is folded onto one tile, and
 its correlation with the pilots, by FFT, says where the tile would start. The best places are decoded.
 """
 

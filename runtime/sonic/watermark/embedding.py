@@ -3,8 +3,8 @@
     embedder = Embedder(watermark, 512, 512)
     embedder.apply(luma)                     # in place, for every frame
 
-The first frame decides how strong the pattern is: one level of luma where pictures are smooth, as there it would
-be seen first and is read easily, and two where they are busy or small.
+The first frame decides how strong the pattern is: one level of luma where pictures are smooth, as there it
+would be seen first and is read easily, and two where they are busy or small.
 """
 
 from __future__ import annotations
