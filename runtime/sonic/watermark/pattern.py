@@ -61,8 +61,11 @@ def pattern(message: int, height: int, width: int, amplitude: float) -> NDArray[
     tile = signs() * np.where(roles() < 0, 1, bits[roles()])
     pitch = pitch_pixels(height, width)
     levels = _spread(_spread(tile, height, pitch).T, width, pitch).T * amplitude
-    # Not rounded to even: where all levels are .5, as at edges of cells, that would leave out half of them.
-    rounded: NDArray[np.int8] = (np.sign(levels) * np.floor(np.abs(levels) + 0.5)).astype(np.int8)
+    # Half a level is rounded up; in cells of two pixels, which have no ramps, only in every other pixel.
+    half = np.full(levels.shape, 0.5)
+    if pitch == _SMALLEST_PITCH_PIXELS:
+        half -= 0.25 * (np.add.outer(np.arange(height), np.arange(width)) % 2)
+    rounded: NDArray[np.int8] = (np.sign(levels) * np.floor(np.abs(levels) + half)).astype(np.int8)
     return rounded
 
 

@@ -30,6 +30,8 @@ _LARGEST_SIDE_PIXELS, _LARGEST_PICTURE_PIXELS, _SMALLEST_SIDE_PIXELS = 8192, 409
 # Larger pictures are made smaller as they are read; the pattern's cells are in proportion to the picture.
 _READ_SHORT_SIDE_PIXELS = 1088
 _DECODER_THREADS = 2
+# No playlists and other lists of files: what a file names is not opened.
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ def read_watermark(path: PathLike) -> Reading:
 def _frames(path: Path) -> Iterator[tuple[NDArray[np.uint8], tuple[int, int]]]:
     """The luma of every frame, all of one size, with width and height of the first."""
     try:
-        # A path is no URL, whatever its name; and nothing that the file names is opened.
-        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path.absolute()}", options=_OPENING) as container:  # a path is no URL
             stream = next((one for one in container.streams.video), None)
             if stream is None:
                 raise InputError(f"{path}: there is no video in this file")
