@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "runtime/sonic": (
         "sonic annotated_types av click numpy onnxruntime PIL platformdirs psutil pydantic rich soxr "
+        "c2pa cryptography "  # only where content credentials are signed
         "tvm_ffi"  # only where a compiled bundle is opened
     ),
     "calibration/sonic_calibration": (

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, load_for_command, resume_option, run_options
+from sonic.cli.options import PATH, load_for_command, resume_option, run_options, with_options
+from sonic.media.credentials import CredentialOptions, open_credentials
 from sonic.options import RunOptions
 from sonic.progress import ConsoleProgress
 
@@ -25,8 +26,17 @@ from sonic.progress import ConsoleProgress
 )
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
 @resume_option
+@with_options(CredentialOptions, "signing")
 @run_options
-def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: bool, run: RunOptions) -> None:
+def batch(
+    jobs: Path,
+    bundle: str,
+    together: int,
+    report: Path | None,
+    resume: bool,
+    signing: CredentialOptions,
+    run: RunOptions,
+) -> None:
     """Generate a video for every line of JOBS, a file of JSON objects.
 
     A line holds "image", "audio" and "output", paths relative to the file's folder, and options of
@@ -39,7 +49,7 @@ def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: b
         from sonic.jobs.journal import journal_path
         from sonic.jobs.runner import run_batch
 
-        todo = read_jobs(jobs)
+        todo, credentials = read_jobs(jobs), open_credentials(signing)
         reports = run_batch(
             load_for_command(bundle, run),
             todo,
@@ -48,6 +58,7 @@ def batch(jobs: Path, bundle: str, together: int, report: Path | None, resume: b
             ConsoleProgress(),
             lambda job, ended: click.echo(f"{job.output}: {ended.error or ended.status}"),
             resume,
+            credentials,
         )
         failed = sum(ended.status == "failed" for ended in reports)
         click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")

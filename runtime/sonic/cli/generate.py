@@ -9,8 +9,9 @@ import click
 import numpy as np
 
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, clip_options, load_for_command, run_options
+from sonic.cli.options import PATH, clip_options, load_for_command, run_options, with_options
 from sonic.media.checks import check_not_an_input
+from sonic.media.credentials import UNSIGNED, CredentialOptions, open_credentials
 from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
 from sonic.options import RunOptions
@@ -25,14 +26,23 @@ OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write
 @click.option("--bundle", required=True, help="A bundle's name or path.")
 @OUTPUT
 @clip_options
+@with_options(CredentialOptions, "signing")
 @run_options
-def generate(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> None:
+def generate(
+    bundle: str, output: Path, clip: ClipArguments, signing: CredentialOptions, run: RunOptions
+) -> None:
     """Generate a talking-head video."""
     with user_errors():
-        click.echo(generate_file(bundle, output, clip, run))
+        click.echo(generate_file(bundle, output, clip, run, signing))
 
 
-def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOptions) -> str:
+def generate_file(
+    bundle: str,
+    output: Path,
+    clip: ClipArguments,
+    run: RunOptions,
+    signing: CredentialOptions = UNSIGNED,
+) -> str:
     """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
 
     Returns:
@@ -44,6 +54,7 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)
+    credentials = open_credentials(signing)
     model = load_for_command(bundle, run)
     rate = model.constants.video.h264_constant_rate_factor
     remove_abandoned(output.absolute().parent)
@@ -54,7 +65,7 @@ def generate_file(bundle: str, output: Path, clip: ClipArguments, run: RunOption
         checkpoint=checkpoint_path(output),
     )
     with model.stream_clip(arguments) as video:
-        save_video(video, output, constant_rate_factor=rate)
+        save_video(video, output, constant_rate_factor=rate, credentials=credentials)
     frames, height, width, _ = video.shape
     return (
         f"{output}: {frames / video.frame_rate_hz:.2f} s, {frames} frames of {width} x {height} at "

@@ -21,6 +21,7 @@ from sonic.bundle.store import sha256_of
 from sonic.errors import InputError, SonicError
 from sonic.jobs.job import Job
 from sonic.jobs.journal import JobReport, append_to_journal, read_journal
+from sonic.media.credentials import Credentials
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
 from sonic.progress import Progress
@@ -38,6 +39,7 @@ def run_batch(
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
     resume: bool = True,
+    credentials: Credentials | None = None,
 ) -> list[JobReport]:
     """Run every job that is not done; a job that fails does not stop the others.
 
@@ -53,6 +55,7 @@ def run_batch(
         on_report: called with each job and its report, including jobs that were done before.
         resume: whether jobs that are done are left out, and those that were stopped go on; if not, all start
             over.
+        credentials: with what to sign the videos.
 
     Returns:
         The reports, in the order of the jobs.
@@ -60,7 +63,7 @@ def run_batch(
     Raises:
         OutputError: the journal cannot be written.
     """
-    batch = _Batch(model, journal, on_report)
+    batch = _Batch(model, journal, on_report, credentials)
     open_jobs = batch.open_jobs(jobs, resume)
     for folder in {job.output.absolute().parent for job in jobs}:
         remove_abandoned(folder)
@@ -93,8 +96,10 @@ def run_batch(
 class _Batch:
     """The reports of one run; jobs end in the encoder thread and in the denoising thread."""
 
-    def __init__(self, model: SonicModel, journal: Path, on_report: Report) -> None:
-        self._journal, self._on_report = journal, on_report
+    def __init__(
+        self, model: SonicModel, journal: Path, on_report: Report, credentials: Credentials | None
+    ) -> None:
+        self._journal, self._on_report, self._credentials = journal, on_report, credentials
         self._quality = model.constants.video.h264_constant_rate_factor
         self._bundle_digest = sha256_of(model.engine.bundle.directory / MANIFEST_NAME)
         self._started = time.monotonic()
@@ -125,7 +130,12 @@ class _Batch:
         """Write a job's video, and report the job."""
         with checkpoint:
             try:
-                save_video(video, job.output, constant_rate_factor=self._quality)
+                save_video(
+                    video,
+                    job.output,
+                    constant_rate_factor=self._quality,
+                    credentials=self._credentials,
+                )
             except SonicError as error:
                 self.fail(job, error, fingerprint)
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
 from sonic.media.audio import Sound
+from sonic.media.credentials import Credentials
 from sonic.storage.files import reason_of, replacing_file
 from sonic.storage.owned import OwnedFile, owned_name, remove_abandoned
 from sonic.storage.spool import ArraySpool
@@ -147,6 +149,7 @@ def save_video(
     constant_rate_factor: int = 18,
     sound: Sound | None = None,
     watermark: Watermark | None = None,
+    credentials: Credentials | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write an MP4 file: H.264 (yuv420p, BT.709) and, where there is sound, AAC.
@@ -165,6 +168,7 @@ def save_video(
             video's length.
         watermark: a mark that is not seen, in place of the video's own; a generated `Video` has one, and
             frames have none.
+        credentials: with what to sign the file; its bytes then differ every time.
         progress: called after each frame with the number of frames done and their total.
 
     Raises:
@@ -184,13 +188,24 @@ def save_video(
     check_output_path(path)
     remove_abandoned(path.absolute().parent)
     # The partial file's path is absolute, so that FFmpeg does not take a name for a URL ("concat:a.mp4").
-    with replacing_file(path, "the video") as partial:
+    with replacing_file(path, "the video") as partial, ExitStack() as stack:
+        encoded = partial
+        if credentials is not None:
+            encoded = stack.enter_context(OwnedFile(owned_name(path))).path
         try:
-            _encode(video, partial, constant_rate_factor, sound, watermark, progress)
+            _encode(video, encoded, constant_rate_factor, sound, watermark, progress)
         except av.FFmpegError as error:  # not all of them are OSErrors
             raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
+        if credentials is not None:
+            credentials.sign(encoded, partial, path.name, _version())
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+
+
+def _version() -> str:
+    from sonic import __version__  # defined after this module is imported
+
+    return __version__
 
 
 def check_output_path(path: str | os.PathLike[str]) -> None:
