@@ -20,6 +20,7 @@ PACKAGES = {
     "runtime/sonic": (
         "sonic annotated_types av backports click compression numpy onnxruntime PIL pi_heif platformdirs "
         "psutil pydantic rich soxr "
+        "c2pa cryptography "  # only where content credentials are signed
         "tvm_ffi "  # only where a compiled bundle is opened
         "model_signing"  # only where a bundle is signed, or its signature checked
     ),

@@ -39,12 +39,13 @@ from sonic.memory import check_memory
 from sonic.options import AUTOMATIC, GenerationOptions, IntakeLimits, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress, announce
-from sonic.resume import ClipCheckpoint, ClipIdentity
+from sonic.resume import ClipCheckpoint, ClipIdentity, clip_watermark
 from sonic.scan import scan_files
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
 from sonic.storage.prefetch import run_ahead
 from sonic.storage.spool import ArraySpool
+from sonic.watermark.payload import Watermark
 
 _FRAMES_AHEAD = 4
 #: The arrays of a dump, in files of their names.
@@ -103,6 +104,7 @@ class PreparedClip:
         engine: runs the submodels.
         dump: writes intermediate results, or None.
         spool_directory: folder of the temporary files that hold large results.
+        watermark: what the video's file will say, or None.
     """
 
     request: ClipRequest
@@ -115,6 +117,7 @@ class PreparedClip:
     engine: Engine
     dump: DumpWriter | None
     spool_directory: Path | None
+    watermark: Watermark | None
 
     def render(self, progress: Progress) -> Video:
         """Decode the finished latents to the video: uint8 (frames, H, W, 3) with its sound.
@@ -133,7 +136,7 @@ class PreparedClip:
                 meter.update(frame)
         if meter is not None:
             sound = shift_sound(sound, sound_offset_frames(meter.signal, sound, rate_hz), rate_hz)
-        return Video(spool, rate_hz, sound)
+        return Video(spool, rate_hz, sound, self.watermark)
 
     @contextmanager
     def stream(self, progress: Progress) -> Iterator[VideoStream]:
@@ -150,7 +153,7 @@ class PreparedClip:
             sound, frames = self.sound, self._frames(progress)
         with closing(frames):
             shape = (self.plan.shown_frames, self.portrait.height, self.portrait.width, 3)
-            yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound)
+            yield VideoStream(frames, shape, self._constants.video.frame_rate_hz, sound, self.watermark)
 
     @property
     def _constants(self) -> Constants:
@@ -278,6 +281,7 @@ class Generation:
             self._engine,
             dump,
             self._spool_directory,
+            clip_watermark(self._engine.bundle, request.sources, options, request.face_box),
         )
 
     def _make_sampler(

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -153,3 +154,11 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def distribution_version(name: str) -> str:
+    """The version of an installed distribution; "unknown" if it is not installed under this name."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # such as another build of ONNX Runtime
+        return "unknown"

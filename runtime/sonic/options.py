@@ -14,12 +14,19 @@ from sonic.bundle.presets import EXACT_SPEED, SpeedName, decrease
 from sonic.errors import InputError
 from sonic.scan import WANTED, check_address
 from sonic.schema import Definition, Option, Validated, definitions
+from sonic.watermark.payload import LARGEST, hour_of
 
 
 def _decreasing(sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
     if sigmas is not None and not (decrease(sigmas) and sigmas[-1] > 0):
         raise ValueError("the noise levels should decrease")
     return sigmas
+
+
+def _hour(time: str | None) -> str | None:
+    if time is not None:
+        hour_of(time)
+    return time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,28 @@ class GenerationOptions(Validated):
         bool,
         Option("Filter out jitter over time"),
     ] = False
+    watermark: Annotated[
+        bool,
+        Option("Mark the video invisibly with the bundle, the time and the job"),
+    ] = True
+    watermark_time: Annotated[
+        str | None,
+        AfterValidator(_hour),
+        Option(
+            "Time in the watermark, to the hour (UTC)",
+            wanted="'now' or a date of 2020 to 2138, such as 2026-11-27 or 2026-11-27T20:00Z",
+            default="none: the same options give the same bytes",
+        ),
+    ] = None
+    watermark_job: Annotated[
+        int | None,
+        Option(
+            "Job number in the watermark",
+            minimum=0,
+            maximum=LARGEST,
+            default="from a digest of inputs and options",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sigmas, list):

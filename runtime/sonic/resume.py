@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,12 +29,14 @@ from sonic.bundle.bundle import Bundle
 from sonic.diffusion.plan import DenoisingPlan
 from sonic.diffusion.sampler import ClipSampler
 from sonic.errors import InputError, OutputError, warn
+from sonic.host import distribution_version
 from sonic.media.checks import check_regular_file
 from sonic.options import GenerationOptions, RunOptions
 from sonic.schema import PathLike, definitions
 from sonic.storage.checkpoint import Checkpoint, DamagedCheckpoint, read_checkpoint, write_checkpoint
 from sonic.storage.files import reason_of
 from sonic.storage.owned import OwnedFile, owned_name
+from sonic.watermark.payload import Watermark, first_bits, hour_of
 
 #: A checkpoint is written after a step if that many seconds passed since the last one, so that what is lost
 #: is little, and quick clips write none.
@@ -44,7 +45,8 @@ _LONGEST_NAME_BYTES = 255
 # The distributions whose code decides on the bytes of the latents.
 _SOFTWARE = ("sonic-runtime", "onnxruntime", "numpy")
 # What is done with the frames changes no latents: with another of these options, a clip still goes on.
-_AFTER_DENOISING = ("lip_sync_correction", "smooth_motion")
+_WATERMARK = ("watermark", "watermark_time", "watermark_job")
+_AFTER_DENOISING = ("lip_sync_correction", "smooth_motion", *_WATERMARK)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class ClipIdentity:
         return cls(
             {name: FileIdentity.of(source) for name, source in sources.items()} | {"bundle": manifest},
             values | {"face_box": face_box, "bfloat16": run.bfloat16},
-            {name: _version(name) for name in _SOFTWARE},
+            {name: distribution_version(name) for name in _SOFTWARE},
             plan.to_json(),
         )
 
@@ -136,6 +138,36 @@ class ClipIdentity:
         """The values as they are read back from a file."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
+
+
+def clip_watermark(
+    bundle: Bundle,
+    sources: Mapping[str, PathLike | np.ndarray],
+    options: GenerationOptions,
+    face_box: tuple[float, float, float, float] | None,
+) -> Watermark | None:
+    """The watermark of a clip, or None if its options want none; the arguments are those of a `ClipIdentity`.
+
+    Where no job is given, it is from a digest of what the video depends on, in which versions have no part.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    if not options.watermark:
+        return None
+    manifest = bundle.manifest_sha256
+    job = options.watermark_job
+    if job is None:
+        files = {name: FileIdentity.of(source).sha256 for name, source in sources.items()}
+        values = {
+            item.name: getattr(options, item.field)
+            for item in definitions(GenerationOptions)
+            if item.name not in _WATERMARK
+        }
+        text = json.dumps([manifest, files, values, face_box], sort_keys=True)
+        job = first_bits(hashlib.sha256(text.encode()).hexdigest())
+    hour = 0 if options.watermark_time is None else hour_of(options.watermark_time)
+    return Watermark(first_bits(manifest), hour, job)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -178,13 +210,6 @@ def _shown(value: Any) -> str:
 
 def _change(first: str, second: str) -> str:
     return f"{first} has changed" if first == second else f"{first}, now {second}"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # such as another build of ONNX Runtime
-        return "unknown"
 
 
 def checkpoint_path(output: Path) -> Path:

@@ -122,9 +122,13 @@ class Definition:
             return self.option.wanted
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        text = {int: "a whole number", float: "a number", bool: "true or false", Path: "the path of a file"}[
-            self.kind
-        ]
+        text = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            Path: "the path of a file",
+        }[self.kind]
         low, high = self.option.minimum, self.option.maximum
         if low is not None and high is not None:
             text += f" from {low:g} to {_bound(high)}"
@@ -269,7 +273,7 @@ def _described(definition: Definition) -> str:
 
 
 def _type_without_none(hint: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was part of it; a union of `str` and others is a path."""
+    """A type without None, and whether None was part of it; `str` and something else is a path."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     rest = [member for member in members if member is not type(None)]
     if str in rest and len(rest) > 1:

@@ -16,8 +16,10 @@ from sonic.cli.options import (
     load_for_command,
     run_options,
     trust_options,
+    with_options,
 )
 from sonic.media.checks import check_not_an_input
+from sonic.media.credentials import CredentialOptions, open_credentials
 from sonic.options import BatchOptions, IntakeLimits, RunOptions
 from sonic.progress import ConsoleProgress
 
@@ -34,6 +36,7 @@ from sonic.progress import ConsoleProgress
 )
 @click.option("--report", type=PATH, help="File for the outcome of each job [JOBS.report.jsonl].")
 @batch_options
+@with_options(CredentialOptions, "signing")
 @run_options
 @limits_options
 @trust_options
@@ -43,6 +46,7 @@ def batch(
     together: int,
     report: Path | None,
     options: BatchOptions,
+    signing: CredentialOptions,
     run: RunOptions,
     limits: IntakeLimits,
     trust: TrustOptions,
@@ -59,7 +63,7 @@ def batch(
         from sonic.jobs.journal import journal_path
         from sonic.jobs.runner import run_batch
 
-        todo = read_jobs(jobs)
+        todo, credentials = read_jobs(jobs), open_credentials(signing)
         journal = report or journal_path(jobs)
         check_not_an_input(journal, [jobs])
         reports = run_batch(
@@ -70,6 +74,7 @@ def batch(
             ConsoleProgress(),
             lambda job, ended: click.echo(printable(f"{job.output}: {ended.error or ended.status}")),
             options,
+            credentials,
         )
         failed = sum(ended.status == "failed" for ended in reports)
         click.echo(f"{len(reports) - failed} of {len(reports)} jobs done")

@@ -10,8 +10,17 @@ import numpy as np
 
 from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
 from sonic.cli.errors import user_errors
-from sonic.cli.options import PATH, clip_options, limits_options, load_for_command, run_options, trust_options
+from sonic.cli.options import (
+    PATH,
+    clip_options,
+    limits_options,
+    load_for_command,
+    run_options,
+    trust_options,
+    with_options,
+)
 from sonic.media.checks import check_not_an_input
+from sonic.media.credentials import UNSIGNED, CredentialOptions, open_credentials
 from sonic.media.video import check_output_path, save_video
 from sonic.model import ClipArguments
 from sonic.options import IntakeLimits, RunOptions
@@ -26,6 +35,7 @@ OUTPUT = click.option("--output", required=True, type=PATH, help="Video to write
 @click.option("--bundle", required=True, help="A bundle's name or path.")
 @OUTPUT
 @clip_options
+@with_options(CredentialOptions, "signing")
 @run_options
 @limits_options
 @trust_options
@@ -33,13 +43,14 @@ def generate(
     bundle: str,
     output: Path,
     clip: ClipArguments,
+    signing: CredentialOptions,
     run: RunOptions,
     limits: IntakeLimits,
     trust: TrustOptions,
 ) -> None:
     """Generate a talking-head video."""
     with user_errors():
-        click.echo(generate_file(bundle, output, clip, run, trust, limits))
+        click.echo(generate_file(bundle, output, clip, run, trust, limits, signing))
 
 
 def generate_file(
@@ -49,6 +60,7 @@ def generate_file(
     run: RunOptions,
     trust: TrustOptions = DEFAULT_TRUST,
     limits: IntakeLimits | None = None,
+    signing: CredentialOptions = UNSIGNED,
 ) -> str:
     """Generate a video into a file, with its checkpoint beside it; what killed runs left there is removed.
 
@@ -61,6 +73,7 @@ def generate_file(
     """
     check_not_an_input(output, input_files(clip))
     check_output_path(output)
+    credentials = open_credentials(signing)
     model = load_for_command(bundle, run, trust, limits)
     rate = model.constants.video.h264_constant_rate_factor
     remove_abandoned(output.absolute().parent)
@@ -71,7 +84,7 @@ def generate_file(
         checkpoint=checkpoint_path(output),
     )
     with model.stream_clip(arguments) as video:
-        save_video(video, output, constant_rate_factor=rate)
+        save_video(video, output, constant_rate_factor=rate, credentials=credentials)
     frames, height, width, _ = video.shape
     return (
         f"{output}: {frames / video.frame_rate_hz:.2f} s, {frames} frames of {width} x {height} at "

@@ -18,6 +18,7 @@ from sonic.cli.options import manifest_for_command, trust_options
 from sonic.cli.tables import console
 from sonic.diffusion.steps import StepSettings, evaluations_per_window
 from sonic.errors import BundleError, first_line
+from sonic.media.credentials import credentials_available
 from sonic.options import GenerationOptions, IntakeLimits
 from sonic.plan import denoising_steps
 from sonic.sandbox.process import sandbox_report
@@ -52,6 +53,8 @@ def print_manifest(manifest: Manifest, directory: Path, console: Console) -> Non
     facts.add_row("made by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items()))
     facts.add_row("size", _megabytes(sum(file.bytes for file in manifest.files)))
     facts.add_row("golden vectors", _golden_vectors(manifest, directory))
+    installed = "can be signed" if credentials_available() else "need pip install 'sonic-runtime[c2pa]'"
+    facts.add_row("content credentials", installed)
     console.print(facts)
 
     submodels = Table(title="submodels")

@@ -13,6 +13,7 @@ from sonic.cli.info import info
 from sonic.cli.plan import plan
 from sonic.cli.sign import sign
 from sonic.cli.verify import verify
+from sonic.cli.watermark import watermark
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +22,7 @@ def main() -> None:
     """Talking-head video from one portrait and one recording, on a CPU."""
 
 
-for command in (generate, batch, plan, estimate, verify, sign, info, bundle):
+for command in (generate, batch, plan, estimate, verify, sign, info, bundle, watermark):
     main.add_command(command)
 
 if __name__ == "__main__":

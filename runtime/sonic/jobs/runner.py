@@ -22,6 +22,7 @@ from sonic.errors import InputError, OutputError, SonicError
 from sonic.jobs.job import Job
 from sonic.jobs.journal import JobReport, append_to_journal, read_journal
 from sonic.media.checks import InputFiles
+from sonic.media.credentials import Credentials
 from sonic.media.video import Video, save_video
 from sonic.model import SonicModel
 from sonic.options import DEFAULT_BATCH, BatchOptions
@@ -42,6 +43,7 @@ def run_batch(
     progress: Progress | None = None,
     on_report: Report = lambda job, report: None,
     options: BatchOptions = DEFAULT_BATCH,
+    credentials: Credentials | None = None,
 ) -> list[JobReport]:
     """Run every job that is not done; a job that fails does not stop the others.
 
@@ -57,6 +59,7 @@ def run_batch(
         on_report: called with each job and its report, including jobs that were done before.
         options: with `resume`, jobs that are done are left out, and those that were stopped go on; if not,
             all start over.
+        credentials: with what to sign the videos.
 
     Returns:
         The reports, in the order of the jobs.
@@ -68,7 +71,7 @@ def run_batch(
     InputFiles(file for job in jobs for file in (*job.inputs, job.output)).check(journal)
     if options.scan is not None:
         check_scanner(options.scan)
-    batch = _Batch(model, journal, on_report)
+    batch = _Batch(model, journal, on_report, credentials)
     open_jobs = batch.open_jobs(jobs, options.resume)
     for folder in {job.output.absolute().parent for job, _ in open_jobs}:
         remove_abandoned(folder)
@@ -106,8 +109,10 @@ def run_batch(
 class _Batch:
     """The reports of one run; jobs end in the encoder thread and in the denoising thread."""
 
-    def __init__(self, model: SonicModel, journal: Path, on_report: Report) -> None:
-        self._journal, self._on_report = journal, on_report
+    def __init__(
+        self, model: SonicModel, journal: Path, on_report: Report, credentials: Credentials | None
+    ) -> None:
+        self._journal, self._on_report, self._credentials = journal, on_report, credentials
         self._quality = model.constants.video.h264_constant_rate_factor
         self._bundle_digest = model.engine.bundle.manifest_sha256
         self._started = time.monotonic()
@@ -139,7 +144,12 @@ class _Batch:
         """Write a job's video, and report the job."""
         with checkpoint:
             try:
-                save_video(video, job.output, constant_rate_factor=self._quality)
+                save_video(
+                    video,
+                    job.output,
+                    constant_rate_factor=self._quality,
+                    credentials=self._credentials,
+                )
                 size, digest = job.output.stat().st_size, sha256_of(job.output)
             except SonicError as error:
                 self.fail(job, error, fingerprint)

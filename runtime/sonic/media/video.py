@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +17,14 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
+from sonic.host import distribution_version
 from sonic.media.audio import Sound
+from sonic.media.credentials import Credentials
 from sonic.storage.files import reason_of, replacing_file
 from sonic.storage.owned import OwnedFile, owned_name, remove_abandoned
 from sonic.storage.spool import ArraySpool
+from sonic.watermark.embedding import Embedder
+from sonic.watermark.payload import Watermark
 
 # x264's decisions depend on its number of threads, so that is fixed: otherwise the bytes would depend
 # on the machine's number of cores.
@@ -43,6 +48,7 @@ class Video:
         frames: uint8 (frames, height, width, 3), RGB; an array or an `ArraySpool`.
         frame_rate_hz: frames per second.
         sound: the sound that starts with the first frame, or None.
+        watermark: what :func:`save_video` writes invisibly into the file; the frames here are without it.
 
     Raises:
         InputError: the frames have another shape or dtype, or the rate is not from 0.01 to 1000.
@@ -53,6 +59,7 @@ class Video:
         frames: ArraySpool | NDArray[np.uint8],
         frame_rate_hz: float,
         sound: Sound | None = None,
+        watermark: Watermark | None = None,
     ) -> None:
         if not hasattr(frames, "shape") or not hasattr(frames, "dtype"):
             frames = np.asarray(frames)
@@ -67,6 +74,7 @@ class Video:
         self.frames = frames
         self.frame_rate_hz = float(frame_rate_hz)
         self.sound = sound
+        self.watermark = watermark
 
     @property
     def fps(self) -> float:
@@ -121,12 +129,14 @@ class VideoStream:
         shape: (frames, height, width, 3).
         frame_rate_hz: frames per second.
         sound: the sound that starts with the first frame.
+        watermark: as of a :class:`Video`.
     """
 
     frames: Iterator[NDArray[np.uint8]]
     shape: tuple[int, int, int, int]
     frame_rate_hz: float
     sound: Sound
+    watermark: Watermark | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return self.frames
@@ -139,6 +149,8 @@ def save_video(
     frame_rate_hz: float | None = None,
     constant_rate_factor: int = 18,
     sound: Sound | None = None,
+    watermark: Watermark | None = None,
+    credentials: Credentials | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write an MP4 file: H.264 (yuv420p, BT.709) and, where there is sound, AAC.
@@ -155,6 +167,9 @@ def save_video(
             larger file.
         sound: mono or stereo, in place of the video's own; cut or padded with silence to the
             video's length.
+        watermark: a mark that is not seen, in place of the video's own; a generated `Video` has one, and
+            frames have none.
+        credentials: with what to sign the file; its bytes then differ every time.
         progress: called after each frame with the number of frames done and their total.
 
     Raises:
@@ -169,15 +184,21 @@ def save_video(
     elif frame_rate_hz is not None:
         raise InputError("a Video has its own frame rate; leave out frame_rate_hz")
     sound = video.sound if sound is None else sound
+    watermark = video.watermark if watermark is None else watermark
     _check_input(video, path, constant_rate_factor, sound)
     check_output_path(path)
     remove_abandoned(path.absolute().parent)
     # The partial file's path is absolute, so that FFmpeg does not take a name for a URL ("concat:a.mp4").
-    with replacing_file(path, "the video") as partial:
+    with replacing_file(path, "the video") as partial, ExitStack() as stack:
+        encoded = partial
+        if credentials is not None:
+            encoded = stack.enter_context(OwnedFile(owned_name(path))).path
         try:
-            _encode(video, partial, constant_rate_factor, sound, progress)
+            _encode(video, encoded, constant_rate_factor, sound, watermark, progress)
         except av.FFmpegError as error:  # not all of them are OSErrors
             raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
+        if credentials is not None:
+            credentials.sign(encoded, partial, path.name, distribution_version("sonic-runtime"))
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
 
@@ -241,6 +262,7 @@ def _encode(
     path: Path,
     constant_rate_factor: int,
     sound: Sound | None,
+    watermark: Watermark | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     frames, height, width, _ = video.shape
@@ -257,12 +279,15 @@ def _encode(
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _MPEG_RANGE
         reformatter = VideoReformatter()  # one, as it keeps its tables; a frame's own makes new ones
+        embedder = None if watermark is None else Embedder(watermark, height, width)
         track = None if sound is None else _SoundTrack(container, sound, frames / frame_rate)
         for index, pixels in enumerate(video):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = reformatter.reformat(
                 picture, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
+            if embedder is not None:
+                embedder.apply(_luma(picture))
             picture.pts, picture.time_base = index, 1 / frame_rate
             container.mux(stream.encode(picture))
             if track is not None:
@@ -272,6 +297,13 @@ def _encode(
         container.mux(stream.encode(None))
         if track is not None:
             track.finish()
+
+
+def _luma(picture: av.VideoFrame) -> NDArray[np.uint8]:
+    """A picture's first plane, (height, width); writing to it changes the picture."""
+    plane = picture.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    return rows[: picture.height, : picture.width]
 
 
 class _SoundTrack:
