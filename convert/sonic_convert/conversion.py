@@ -27,11 +27,13 @@ from sonic_convert.bundle_writer import check_target, copy_files, copy_graph, ne
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.export import stages
+from sonic_convert.export.contents import check_contents
 from sonic_convert.export.dimensions import dimension_files, read_dimensions
 from sonic_convert.export.stages import StageResult
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.golden import FOLDER, make_golden
 
+_CHECKED = "checked.json"
 _MEL_FILTERS = "mel_filters.npy"
 
 
@@ -74,6 +76,7 @@ def convert(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
+    check_contents(checkpoint, progress, work / _CHECKED)
     weights = {path for submodel in SUBMODELS for path in checkpoint.files(submodel.component)}
     files = sorted(weights | dimension_files(checkpoint))
     with progress.stage("reading checkpoint", len(files)) as advance:

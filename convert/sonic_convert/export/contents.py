@@ -1,0 +1,47 @@
+"""Reads everything in a checkpoint once, before the work that takes minutes begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sonic.progress import Progress
+from sonic.storage.files import replace_file
+from sonic_convert.checkpoint.checkpoint import COMPONENTS, Checkpoint
+from sonic_convert.modules.face import load_face_detector
+
+
+def check_contents(checkpoint: Checkpoint, progress: Progress, known: Path | None = None) -> None:
+    """Check the weights of all components, and that the face detector can be read.
+
+    Args:
+        checkpoint: opened.
+        progress: shows the components.
+        known: a file that remembers what was checked, by name, size and time of modification.
+
+    Raises:
+        InputError: weights cannot be read or are not finite, or the face detector is not one.
+    """
+    checked = _read_known(known)
+    with progress.stage("checking weights", len(COMPONENTS)) as advance:
+        for component in COMPONENTS:
+            path = checkpoint.weights_file(component)
+            status = path.stat()
+            key = f"{component} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+            if key not in checked:
+                if component == "face_detector":
+                    load_face_detector(path)
+                else:
+                    checkpoint.check_weights(component)
+                checked.add(key)
+            advance()
+    if known is not None:
+        text = json.dumps(sorted(checked))
+        replace_file(known, lambda partial: partial.write_text(text))
+
+
+def _read_known(known: Path | None) -> set[str]:
+    try:
+        return set() if known is None else set(json.loads(known.read_text()))
+    except (OSError, ValueError, TypeError):
+        return set()
