@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from sonic.progress import Progress
 from sonic.storage.files import replace_file
@@ -32,12 +36,24 @@ def check_contents(checkpoint: Checkpoint, progress: Progress, known: Path | Non
                 if component == "face_detector":
                     load_face_detector(path)
                 else:
-                    checkpoint.check_weights(component)
+                    with _one_thread():
+                        checkpoint.check_weights(component)
                 checked.add(key)
             advance()
     if known is not None:
         text = json.dumps(sorted(checked))
         replace_file(known, lambda partial: partial.write_text(text))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # One thread reads as fast as the memory gives; more wait for each other after every tensor.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _read_known(known: Path | None) -> set[str]:
