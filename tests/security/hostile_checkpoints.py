@@ -119,8 +119,9 @@ def _script(body: str) -> Callable[[Path], None]:
     def spoil(root: Path) -> None:
         import torch
 
-        module = torch.jit.ScriptModule()
-        code = f"def forward(self, image: Tensor, grids: List[Tensor]) -> Tensor:\n{body}"
+        # A class of its own: TorchScript compiles a class once in a process.
+        module = type(f"Net{abs(hash(body))}", (torch.jit.ScriptModule,), {})()
+        code = f"def forward(self, image: Tensor, grids: List[Tensor]) -> Tensor:\n{body}\n"
         module.define(code)
         torch.jit.save(module, str(root / "yoloface_v5m.pt"))
 

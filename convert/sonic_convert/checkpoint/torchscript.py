@@ -24,6 +24,8 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check(path, archive)
+    except InputError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
         raise InputError(
             f"{path}: this is not a TorchScript archive, or not a complete one ({error}); {_ADVICE}"

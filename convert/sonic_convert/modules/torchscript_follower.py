@@ -32,7 +32,7 @@ from sonic_convert.modules.torchscript_values import (
 )
 
 PREFIX = "archive"
-_NODES_LIMIT = 200_000
+_NODES_LIMIT = 50_000
 
 
 def follow(archive: Any, graph: Any, inputs: Sequence[Tensor]) -> TensorProgram:
