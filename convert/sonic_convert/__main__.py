@@ -1,5 +1,5 @@
 """``python -m sonic_convert``."""
 
-from sonic_convert.cli.main import main
+from sonic_convert.cli.entry import main
 
 main()

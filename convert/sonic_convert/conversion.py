@@ -30,11 +30,13 @@ from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
 from sonic_convert.checkpoint.notice import NOTICE, license_files, notice_of
 from sonic_convert.export import stages
+from sonic_convert.export.contents import check_contents
 from sonic_convert.export.dimensions import dimension_files, read_dimensions
 from sonic_convert.export.stages import StageResult
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.golden import FOLDER, make_golden
 
+_CHECKED = "checked.json"
 _MEL_FILTERS = "mel_filters.npy"
 
 
@@ -76,6 +78,7 @@ def convert(
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
+        check_contents(checkpoint, progress, work / _CHECKED)
         return _convert(checkpoint, bundle_path, work, progress, name or bundle_path.name)
 
 

@@ -1,5 +1,5 @@
 """``python -m sonic``."""
 
-from sonic.cli.main import main
+from sonic.cli.entry import main
 
 main()

@@ -19,6 +19,8 @@ from sonic_convert.checkpoint.config import (
     read_json,
     read_speeds,
 )
+from sonic_convert.checkpoint.contents import check_file
+from sonic_convert.checkpoint.finite import check_finite
 from sonic_convert.checkpoint.layout import (
     CONFIGS,
     OWN_CONFIG,
@@ -84,7 +86,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, variant: Variant = "auto") -> Checkpoint:
-        """Check that every file is there and read the configurations; no weights are read yet.
+        """Check that every file is there, and what it says it is, and read the configurations.
+
+        No weights are read yet: :meth:`check_weights` does.
 
         Args:
             path: the checkpoint folder, or the name of one that comes with this package.
@@ -92,7 +96,8 @@ class Checkpoint:
                 `.fp16` in their name; "auto" prefers those with, as upstream does.
 
         Raises:
-            InputError: a file is missing, or a configuration cannot be used; the message names it.
+            InputError: a file is missing, cut off, a pointer of Git LFS or a web page, or a configuration
+                cannot be used; the message names it.
         """
         path = find_checkpoint(path)
         check_files(path)
@@ -106,9 +111,12 @@ class Checkpoint:
         }
         for component in WEIGHTS:
             files[component] = [path / CONFIGS[component], find_weights(path, component, variant)]
+        for file in sorted({file for of_component in files.values() for file in of_component}):
+            check_file(file)
         own_path = path / OWN_CONFIG
         own: dict[str, Any] = {}
-        if own_path.is_file():
+        if own_path.exists():
+            check_file(own_path)
             own = read_json(own_path)
             files[CONSTANTS].append(own_path)
         configs = read_configs(path)
@@ -134,6 +142,14 @@ class Checkpoint:
     def weights_file(self, component: str) -> Path:
         """The file with the tensors of `component`, one of `COMPONENTS`."""
         return self._files[component][-1]
+
+    def check_weights(self, component: str) -> None:
+        """Read all weights of `component` (all of `COMPONENTS` but the face detector) once.
+
+        Raises:
+            InputError: the file is corrupt, does not hold plain tensors, or a value is NaN or infinite.
+        """
+        check_finite(self.state_dict(component, dtype=None), self.weights_file(component))
 
     def state_dict(
         self, component: str, dtype: torch.dtype | None = torch.float32

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sonic import bounded
 from sonic.bundle.constants import Constants
 from sonic.bundle.presets import UNTUNED, SpeedPresets
 from sonic.errors import BundleError, InputError
@@ -58,6 +59,8 @@ _REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
         "num_mel_bins",
     ),
 }
+# A hundred times what the published configurations have.
+_SIZE_LIMIT, _LAYERS_LIMIT, _LIST_LIMIT = 1_000_000, 1_000, 1_000
 _SCHEDULER_VALUES = {
     "prediction_type": "v_prediction",
     "timestep_type": "continuous",
@@ -81,10 +84,7 @@ def read_configs(root: Path) -> dict[str, dict[str, Any]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, or an InputError that names it."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this is not valid JSON ({error})") from error
+    values = bounded.read_json(path, InputError)
     if not isinstance(values, dict):
         raise InputError(f"{path}: the file holds a {type(values).__name__}, but should hold a JSON object")
     return values
@@ -95,7 +95,22 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     missing = [key for key in _REQUIRED_KEYS[name] if key not in values]
     if missing:
         raise InputError(f"{path}: the value '{missing[0]}' should be there, but is missing")
+    _check_sizes(values, path)
     return values
+
+
+def _check_sizes(values: dict[str, Any], path: Path) -> None:
+    """Refuse sizes of networks that no memory holds, before anything is made of them."""
+    for key, value in values.items():
+        limit = _LAYERS_LIMIT if "layers" in key else _SIZE_LIMIT
+        parts = value if isinstance(value, list) else [value]
+        if len(parts) > _LIST_LIMIT:
+            raise InputError(
+                f"{path}: '{key}' has {len(parts):,} values, but should have at most {_LIST_LIMIT}"
+            )
+        for part in parts:
+            if isinstance(part, int | float) and abs(part) > limit:
+                raise InputError(f"{path}: '{key}' is {part}, but should be at most {limit:,}")
 
 
 def _check_scheduler(config: dict[str, Any], path: Path) -> None:
@@ -175,12 +190,13 @@ def read_speeds(path: Path) -> SpeedPresets:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return UNTUNED
+    try:
+        text = bounded.read_bounded(path, bounded.JSON_LIMIT_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the presets cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: the presets cannot be read ({reason})") from error
     return read_record(SpeedPresets, text, str(path), InputError, "write it with 'sonic-convert tune --save'")
 
 

@@ -80,7 +80,7 @@ def check_files(root: Path) -> None:
             "'Sonic' and 'stable-video-diffusion-img2vid-xt'"
         )
     for name, (what, where) in FILES.items():
-        if not (root / name).is_file():
+        if not (root / name).exists():
             raise InputError(f"{root / name}: {what} is missing; it comes from the {where}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import nn
 
 from sonic.errors import InputError
 
+# What PyTorch's reader raises for bytes that are none of its own.
+_DAMAGES = (
+    OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    AssertionError, MemoryError, OverflowError, struct.error,
+)  # fmt: skip
 _LISTED = 10  # names in an error message; further ones are only counted
 
 
@@ -100,7 +106,7 @@ def _read_pickle(path: Path, keep: Callable[[str], str | None]) -> dict[str, tor
                 "code, which is refused); it should be a plain state dict"
             ) from error
         raise InputError(_damaged(path, error)) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except _DAMAGES as error:
         raise InputError(_damaged(path, error)) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
@@ -109,8 +115,20 @@ def _read_pickle(path: Path, keep: Callable[[str], str | None]) -> dict[str, tor
             f"{path}: the file holds {type(state).__name__}, but should hold a plain state dict, "
             "a dictionary of tensors by name"
         )
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise InputError(
+                f"{path}: the tensor {name} has no memory of its own for each of its values (it is "
+                "sparse, or repeats a value); it should be a plain, contiguous tensor"
+            )
     names = {name: keep(name) for name in state}
     return {new: state[name] for name, new in names.items() if new is not None}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _damaged(path: Path, error: Exception) -> str:

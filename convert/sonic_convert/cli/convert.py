@@ -43,6 +43,9 @@ def convert(
 ) -> None:
     """Convert CHECKPOINT to BUNDLE: export, simplify, fuse, check, quantize; an interrupted run resumes."""
     with user_errors():
+        from sonic_convert.checkpoint.checkpoint import Checkpoint
+
+        Checkpoint.open(checkpoint, variant)  # before the imports that take most of the first seconds
         progress = ConsoleProgress()
         if precision == "fp32":
             from sonic_convert.conversion import convert as run

@@ -70,6 +70,7 @@ def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptio
         import torch
 
         from sonic_convert.checkpoint.checkpoint import Checkpoint
+        from sonic_convert.export.contents import check_contents
         from sonic_convert.parity.reference import TorchReference, write_dump
 
         check_not_an_input(output, input_files(clip))
@@ -77,6 +78,7 @@ def reference(checkpoint: Path, output: Path, clip: ClipArguments, run: RunOptio
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         opened = Checkpoint.open(checkpoint, variant)
+        check_contents(opened, ConsoleProgress())
         noise = (
             clip.noise if clip.noise is None or isinstance(clip.noise, np.ndarray) else load_noise(clip.noise)
         )

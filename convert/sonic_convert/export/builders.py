@@ -12,7 +12,7 @@ from sonic_convert.checkpoint.tensor_files import load_strict
 from sonic_convert.export.dimensions import read_dimensions
 from sonic_convert.modules.audio import AudioEncoderStates, AudioToBucket, AudioToToken
 from sonic_convert.modules.exportable_unet import ExportableUNet, folded_levels
-from sonic_convert.modules.face import FaceDetector
+from sonic_convert.modules.face import load_face_detector
 from sonic_convert.modules.image import (
     ExportableVaeDecoder,
     ImageEncoder,
@@ -120,8 +120,8 @@ def build_frame_interpolator(checkpoint: Checkpoint) -> nn.Module:
 
 
 def build_face_detector(checkpoint: Checkpoint) -> nn.Module:
-    """The checkpoint's TorchScript archive with its grids as separate arguments."""
-    return FaceDetector.load(checkpoint.weights_file("face_detector"))
+    """The operations of the checkpoint's TorchScript archive, with its grids as separate arguments."""
+    return load_face_detector(checkpoint.weights_file("face_detector"))
 
 
 def _vae(checkpoint: Checkpoint) -> AutoencoderKLTemporalDecoder:

@@ -36,7 +36,7 @@ from sonic_convert.export.dimensions import read_dimensions
 from sonic_convert.export.submodels import Submodel, TensorSpec
 
 OPSET = 18
-STAGE_VERSION = 10  # raise it when a change of the code changes a stage's output
+STAGE_VERSION = 11  # raise it when a change of the code changes a stage's output
 EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf's limit is 2 GB
 GRAPH = "model.onnx"
 _RESULT = "stage.json"

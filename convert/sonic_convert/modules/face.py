@@ -1,44 +1,42 @@
-"""The face detector: a TorchScript archive whose grids become separate arguments."""
+"""The face detector: a TorchScript archive, read in a child process, as a PyTorch module."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
+from sonic.bounded import read_json
 from sonic.errors import InputError
+from sonic_convert.checkpoint.isolation import IsolationError, Limits, run_isolated
+from sonic_convert.checkpoint.torchscript import check_archive
+from sonic_convert.modules.tensor_program import PROGRAM, TensorProgram
+
+_READER = "sonic_convert.modules.torchscript_reader"
+_REFUSED = "refused.json"
+_ADVICE = "it should be the file of Sonic's repository; copy it again"
 
 
-class FaceDetector(nn.Module):
-    """Takes three separate grids and calls the archive with a list of them.
+def load_face_detector(path: Path, limits: Limits | None = None) -> TensorProgram:
+    """Read YOLOv5-face, or a detector of its interface, from a TorchScript archive, traced or scripted.
 
-    The exporter mislabels inputs that are lists. What :meth:`load` returns is exported with dynamic
-    height and width (by the TorchScript exporter; `torch.export` cannot see into an archive), if the
-    archive was traced, or was scripted without operations whose export needs a known shape.
+    What is returned holds the archive's operations and weights and none of its code. It takes the image
+    (1, 3, H, W), RGB in 0..1, and three grids (1, 1, H / s, W / s, 2) as separate arguments, and returns
+    (1, N, 16).
+
+    Raises:
+        InputError: `path` is not a TorchScript archive, not a face detector's, or takes more time or memory
+            than `limits`.
     """
-
-    def __init__(self, archive: nn.Module) -> None:
-        super().__init__()
-        self.archive = archive
-
-    @classmethod
-    def load(cls, path: Path) -> torch.jit.ScriptModule:
-        """Open the TorchScript archive; the wrapper is scripted too, as tracing cannot enter an archive.
-
-        Raises:
-            InputError: `path` is not a TorchScript archive.
-        """
+    check_archive(path)
+    with tempfile.TemporaryDirectory(prefix="sonic-face-") as scratch:
+        folder = Path(scratch)
         try:
-            archive = torch.jit.load(str(path), map_location="cpu")
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{path}: this is not a TorchScript archive that torch.jit.load can open ({reason}); "
-                "copy it again"
-            ) from error
-        return torch.jit.script(cls(archive.eval()).eval())
-
-    def forward(self, image: Tensor, grid_8: Tensor, grid_16: Tensor, grid_32: Tensor) -> Tensor:
-        """(1, 3, H, W) RGB in 0..1 and (1, 1, H / s, W / s, 2) grids -> (1, N, 16)."""
-        return self.archive(image, [grid_8, grid_16, grid_32])
+            run_isolated(_READER, [str(Path(path).resolve())], folder, limits)
+        except IsolationError as error:
+            raise InputError(f"{path}: reading this TorchScript archive {error}; {_ADVICE}") from error
+        if (folder / _REFUSED).exists():
+            refused = read_json(folder / _REFUSED, InputError)
+            raise InputError(f"{path}: this TorchScript archive {refused.get('reason')}; {_ADVICE}")
+        if not (folder / PROGRAM).exists():
+            raise InputError(f"{path}: reading this TorchScript archive gave nothing; {_ADVICE}")
+        return TensorProgram.load(folder)

@@ -31,6 +31,7 @@ from sonic_calibration.recording.recorder import Recorder
 from sonic_convert.bundle_writer import write_manifest
 from sonic_convert.checkpoint.checkpoint import Checkpoint
 from sonic_convert.checkpoint.layout import Variant
+from sonic_convert.export.contents import check_contents
 from sonic_convert.export.submodels import SUBMODELS, Submodel
 from sonic_convert.parity.reference import ReferenceResult, TorchReference
 
@@ -116,6 +117,7 @@ def measure_parity(
     progress = progress or NoProgress()
     options = replace(options, lip_sync_correction=False, smooth_motion=False, speed=None, sigmas=None)
     checkpoint = Checkpoint.open(checkpoint_path, variant)
+    check_contents(checkpoint, progress)
     model = load_model(bundle_path)
     recorder = Recorder(_CALLS_PER_SUBMODEL)
     with tempfile.TemporaryDirectory(prefix="sonic-parity-") as folder:

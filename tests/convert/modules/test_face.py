@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from yolov5_face import (
+    as_saved_by_1_8,
+    cell_grids,
+    random_yolo_face,
+    save_scripted,
+    save_traced,
+)
 
 from sonic.errors import InputError
 from sonic_convert.drawing.demo_portrait import draw_portrait, face_box
-from sonic_convert.modules.face import FaceDetector
+from sonic_convert.modules.face import load_face_detector
+from sonic_convert.modules.tensor_program import TensorProgram
 from sonic_convert.synth.face import write_face_detector
 
 ort = pytest.importorskip("onnxruntime")
@@ -20,96 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchSc
 
 Box = tuple[float, float, float, float]
 INPUTS = ["image", "grid_8", "grid_16", "grid_32"]
-
-
-def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2), nn.BatchNorm2d(outputs), nn.SiLU()
-    )
-
-
-class Stem(nn.Module):
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.first = convolution(3, outputs, stride=2)
-        self.narrow = convolution(outputs, outputs // 2, 1)
-        self.down = convolution(outputs // 2, outputs, stride=2)
-        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.last = convolution(2 * outputs, outputs, 1)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        first = self.first(image)
-        return self.last(torch.cat([self.down(self.narrow(first)), self.pool(first)], 1))
-
-
-class CrossStage(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.one = convolution(inputs, outputs // 2, 1)
-        self.two = convolution(inputs, outputs // 2, 1)
-        self.block = convolution(outputs // 2, outputs // 2)
-        self.join = convolution(outputs, outputs, 1)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        one = self.one(values)
-        return self.join(torch.cat([one + self.block(one), self.two(values)], 1))
-
-
-class PyramidPool(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.pools = nn.ModuleList([nn.MaxPool2d(size, 1, size // 2) for size in (3, 5, 7)])
-        self.join = convolution(4 * channels, channels, 1)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        pooled = [values]
-        for pool in self.pools:
-            pooled.append(pool(values))
-        return self.join(torch.cat(pooled, 1))
-
-
-class YoloFaceLike(nn.Module):
-    """A random network with the parts of YOLOv5-face: what a real archive is made of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = Stem(8)
-        self.down = nn.ModuleList([convolution(c, 16, stride=2) for c in (8, 16, 16)])
-        self.stages = nn.ModuleList([CrossStage(16, 16) for _ in range(3)])
-        self.pool = PyramidPool(16)
-        self.up = nn.Upsample(scale_factor=2.0, mode="nearest")
-        self.merge = nn.ModuleList([CrossStage(32, 16) for _ in range(2)])
-        self.heads = nn.ModuleList([nn.Conv2d(16, 48, 1) for _ in range(3)])
-        self.strides = (8.0, 16.0, 32.0)
-        self.register_buffer("anchors", torch.rand(3, 1, 3, 1, 1, 2) * 100)
-
-    def forward(self, image: torch.Tensor, grids: list[torch.Tensor]) -> torch.Tensor:
-        values = self.stem(image)
-        levels = []
-        for down, stage in zip(self.down, self.stages, strict=True):
-            values = stage(down(values))
-            levels.append(values)
-        levels[2] = self.pool(levels[2])
-        for index, merge in enumerate(self.merge):
-            coarse = self.up(levels[2 - index])
-            levels[1 - index] = merge(torch.cat([coarse, levels[1 - index]], 1))
-        found = []
-        for index, head in enumerate(self.heads):
-            raw = head(levels[index])
-            batch, _, rows, columns = raw.shape
-            raw = raw.view(batch, 3, 16, rows, columns).permute(0, 1, 3, 4, 2).contiguous()
-            grid, stride, anchors = grids[index], self.strides[index], self.anchors[index]
-            boxes = torch.full_like(raw, 0)
-            boxes[..., 0:5] = raw[..., 0:5].sigmoid()
-            boxes[..., 15:16] = raw[..., 15:16].sigmoid()
-            boxes[..., 5:15] = raw[..., 5:15]
-            boxes[..., 0:2] = (boxes[..., 0:2] * 2.0 - 0.5 + grid) * stride
-            boxes[..., 2:4] = (boxes[..., 2:4] * 2) ** 2 * anchors
-            for point in range(5):
-                start = 5 + 2 * point
-                boxes[..., start : start + 2] = boxes[..., start : start + 2] * anchors + grid * stride
-            found.append(boxes.view(batch, -1, 16))
-        return torch.cat(found, 1)
 
 
 @pytest.fixture(scope="module")
@@ -120,27 +37,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def detector(archive: Path) -> torch.jit.ScriptModule:
-    return FaceDetector.load(archive)
-
-
-@pytest.fixture(scope="module")
-def yolo_like(tmp_path_factory: pytest.TempPathFactory) -> torch.jit.ScriptModule:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("face") / "net.pt"
-    example = (torch.rand(1, 3, 416, 448), cell_grids(416, 448))
-    with torch.no_grad():
-        torch.jit.save(torch.jit.trace(YoloFaceLike().eval(), example, strict=False), str(path))
-    return FaceDetector.load(path)
-
-
-def cell_grids(height: int, width: int) -> list[torch.Tensor]:
-    grids = []
-    for stride in (8, 16, 32):
-        rows, columns = torch.arange(height // stride), torch.arange(width // stride)
-        y, x = torch.meshgrid(rows.float(), columns.float(), indexing="ij")
-        grids.append(torch.stack([x, y], dim=-1)[None, None])
-    return grids
+def detector(archive: Path) -> TensorProgram:
+    return load_face_detector(archive)
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -151,7 +49,7 @@ def overlap(a: Box, b: Box) -> float:
     return both / (sum(areas) - both)
 
 
-def find_faces(detector: torch.jit.ScriptModule, image: Image.Image) -> list[Box]:
+def find_faces(detector: TensorProgram, image: Image.Image) -> list[Box]:
     """Boxes in the picture's pixels, best first, after suppressing overlaps above 0.45."""
     scale = 416 / min(image.size)
     width, height = (int(side * scale + 31) // 32 * 32 for side in image.size)
@@ -170,14 +68,14 @@ def find_faces(detector: torch.jit.ScriptModule, image: Image.Image) -> list[Box
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_one_face_in_a_drawn_portrait_of_every_skin_tone(detector: torch.jit.ScriptModule, seed: int) -> None:
+def test_one_face_in_a_drawn_portrait_of_every_skin_tone(detector: TensorProgram, seed: int) -> None:
     size = (288, 352)
     found = find_faces(detector, draw_portrait(seed, size))
     assert len(found) == 1
     assert overlap(found[0], face_box(size)) > 0.6
 
 
-def test_a_close_up_whose_face_fills_the_picture(detector: torch.jit.ScriptModule) -> None:
+def test_a_close_up_whose_face_fills_the_picture(detector: TensorProgram) -> None:
     size = (288, 352)
     x1, y1, x2, y2 = (round(side) for side in face_box(size))
     found = find_faces(detector, draw_portrait(2, size).crop((x1 - 8, y1 - 8, x2 + 8, y2 + 8)))
@@ -185,7 +83,7 @@ def test_a_close_up_whose_face_fills_the_picture(detector: torch.jit.ScriptModul
     assert overlap(found[0], (8, 8, x2 - x1 + 8, y2 - y1 + 8)) > 0.6
 
 
-def test_two_separate_faces(detector: torch.jit.ScriptModule) -> None:
+def test_two_separate_faces(detector: TensorProgram) -> None:
     size = (288, 352)
     both = Image.new("RGB", (576, 352))
     both.paste(draw_portrait(0, size), (0, 0))
@@ -197,7 +95,7 @@ def test_two_separate_faces(detector: torch.jit.ScriptModule) -> None:
     assert overlap(found[1], (x1 + 288, y1, x2 + 288, y2)) > 0.6
 
 
-def test_the_face_of_a_photograph(detector: torch.jit.ScriptModule) -> None:
+def test_the_face_of_a_photograph(detector: TensorProgram) -> None:
     data = pytest.importorskip("skimage.data")
     found = find_faces(detector, Image.fromarray(data.astronaut()))
     assert found
@@ -229,11 +127,11 @@ def negatives() -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("name", sorted(negatives()))
-def test_no_face_where_there_is_none(detector: torch.jit.ScriptModule, name: str) -> None:
+def test_no_face_where_there_is_none(detector: TensorProgram, name: str) -> None:
     assert find_faces(detector, negatives()[name]) == []
 
 
-def test_the_decoding_uses_the_grids(detector: torch.jit.ScriptModule) -> None:
+def test_the_decoding_uses_the_grids(detector: TensorProgram) -> None:
     image = torch.rand(1, 3, 416, 448)
     grids = cell_grids(416, 448)
     shifted = [grid + 2 for grid in grids]
@@ -247,7 +145,7 @@ def test_the_decoding_uses_the_grids(detector: torch.jit.ScriptModule) -> None:
     assert torch.count_nonzero(moved[0, :, [2, 3, 4, 15]]) == 0
 
 
-def test_landmarks_lie_inside_their_box(detector: torch.jit.ScriptModule) -> None:
+def test_landmarks_lie_inside_their_box(detector: TensorProgram) -> None:
     with torch.no_grad():
         found = detector(torch.rand(1, 3, 416, 416), *cell_grids(416, 416))[0]
     reachable = found[8112:]  # the first stride's boxes may be cut to what its anchors reach
@@ -256,27 +154,32 @@ def test_landmarks_lie_inside_their_box(detector: torch.jit.ScriptModule) -> Non
     assert ((points - centre).abs() < 0.5 * size + 1).all()
 
 
-def test_wrapper_equals_the_archive(yolo_like: torch.jit.ScriptModule) -> None:
-    image, grids = torch.rand(1, 3, 64, 96), cell_grids(64, 96)
-    with torch.no_grad():
-        assert torch.equal(yolo_like(image, *grids), yolo_like.archive(image, grids))
+ARCHIVES = {
+    "scripted": lambda path: save_scripted(random_yolo_face(0.33, 0.25), path),
+    "traced": lambda path: save_traced(random_yolo_face(0.33, 0.25), path),
+    "traced, PyTorch 1.8": lambda path: as_saved_by_1_8(save_traced(random_yolo_face(0.33, 0.25), path)),
+    "scripted, PyTorch 1.8": lambda path: as_saved_by_1_8(save_scripted(random_yolo_face(0.33, 0.25), path)),
+    "the published size, scripted": lambda path: save_scripted(random_yolo_face(), path),
+    "our own": write_face_detector,
+}
 
 
-@pytest.mark.parametrize("which", ["detector", "yolo_like"])
-def test_export_keeps_height_and_width_free(
-    which: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    module: torch.jit.ScriptModule = request.getfixturevalue(which)
-    path = tmp_path / "face.onnx"
+@pytest.mark.parametrize("which", ARCHIVES)
+def test_archives_become_graphs_with_free_height_and_width(which: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    ARCHIVES[which](path)
+    module = load_face_detector(path)
+    archive = torch.jit.load(str(path))
 
-    def example(height: int, width: int) -> list[torch.Tensor]:
-        return [torch.rand(1, 3, height, width), *cell_grids(height, width)]
+    def example(height: int, width: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return torch.rand(1, 3, height, width), cell_grids(height, width)
 
+    image, grids = example(96, 128)
     with torch.no_grad():
         torch.onnx.export(
             module,
-            tuple(example(416, 448)),
-            path,
+            (image, *grids),
+            tmp_path / "face.onnx",
             input_names=INPUTS,
             output_names=["predictions"],
             dynamic_axes={name: {2: f"rows_{name}", 3: f"columns_{name}"} for name in INPUTS}
@@ -284,22 +187,24 @@ def test_export_keeps_height_and_width_free(
             opset_version=18,
             dynamo=False,
         )
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for height, width in ((416, 448), (512, 416)):
-        values = example(height, width)
-        feeds = {name: value.numpy() for name, value in zip(INPUTS, values, strict=True)}
-        with torch.no_grad():
-            expected = module(*values).numpy()
-        found = session.run(None, feeds)[0]
+    session = ort.InferenceSession(tmp_path / "face.onnx", providers=["CPUExecutionProvider"])
+    for height, width in ((96, 128), (224, 160), (416, 448)):
+        image, grids = example(height, width)
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            expected = archive(image, grids)
+            assert torch.allclose(module(image, *grids), expected, rtol=1e-5, atol=1e-3)
+        arrays = [values.numpy() for values in (image, *grids)]
+        found = session.run(None, dict(zip(INPUTS, arrays, strict=True)))[0]
         assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < 5e-3  # pixels
+        assert np.abs(found - expected.numpy()).max() < 5e-3  # pixels
+        assert expected.std() > 10
 
 
 def test_corrupt_archive_is_named(archive: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.pt"
     half.write_bytes(archive.read_bytes()[:5000])
     with pytest.raises(InputError, match="half.pt"):
-        FaceDetector.load(half)
+        load_face_detector(half)
 
 
 def test_the_archive_names_no_path_of_this_machine(archive: Path) -> None:
