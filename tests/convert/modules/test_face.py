@@ -200,6 +200,13 @@ def test_archives_become_graphs_with_free_height_and_width(which: str, tmp_path:
         assert expected.std() > 10
 
 
+def test_an_archive_that_was_traced_for_one_size_is_refused(tmp_path: Path) -> None:
+    network = random_yolo_face(0.33, 0.25)
+    network.heads.by_list = True
+    with pytest.raises(InputError, match=r"net\.pt.*(fails|decides)"):
+        load_face_detector(save_traced(network, tmp_path / "net.pt"))
+
+
 def test_corrupt_archive_is_named(archive: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.pt"
     half.write_bytes(archive.read_bytes()[:5000])
