@@ -95,21 +95,20 @@ class _RunningClip:
     @property
     def window_is_done(self) -> bool:
         """Whether :meth:`finish_window` would not wait."""
-        calls = self._calls.get((self.sampler.step, self._window))
-        return calls is not None and all(call.done() for call in calls.values())
+        calls = self._calls.get((self.sampler.step, self._window), {})
+        whole = len(calls) == len(self.sampler.current.branches)
+        return whole and all(call.done() for call in calls.values())
 
     def submit_step(self, most: int | None = None) -> int:
         """Submit the calls of the current step, but for those that were; returns their number.
 
         Args:
-            most: no further window is submitted once there are so many calls.
+            most: submit no more than so many.
         """
         count = 0
         for window in range(self._window, len(self.sampler.current.windows)):
-            if most is not None and count >= most:
-                break
-            if (self.sampler.step, window) not in self._calls:
-                count += self._submit(self.sampler.step, window)
+            left = None if most is None else most - count
+            count += self._submit(self.sampler.step, window, most=left)
         return count
 
     def submit_early(self, missing: int) -> None:
@@ -123,13 +122,15 @@ class _RunningClip:
                 latents = self.sampler.early_latents(self.sampler.plan.steps[step].windows[window])
                 missing -= self._submit(step, window, latents)
 
-    def _submit(self, step: int, window: int, latents: np.ndarray | None = None) -> int:
-        branches = self.sampler.plan.steps[step].branches
-        self._calls[step, window] = {
-            branch: self._pool.submit(self.sampler.predict, self._unet, step, window, branch, latents)
-            for branch in branches
-        }
-        return len(branches)
+    def _submit(
+        self, step: int, window: int, latents: np.ndarray | None = None, most: int | None = None
+    ) -> int:
+        """Submit the calls of a window that were not, at most so many; returns their number."""
+        calls = self._calls.setdefault((step, window), {})
+        missing = [branch for branch in self.sampler.plan.steps[step].branches if branch not in calls]
+        for branch in missing[:most]:
+            calls[branch] = self._pool.submit(self.sampler.predict, self._unet, step, window, branch, latents)
+        return len(missing[:most])
 
     def finish_window(self) -> None:
         """Wait for the next window of the current step, and finish it; its predictions are freed.

@@ -81,3 +81,33 @@ def test_files_that_do_not_exist_yet_are_compared_by_their_paths(tmp_path: Path)
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(InputError, match="choose another name"):
         check_not_an_input(tmp_path / "link/new.mp4", [tmp_path / "new.mp4"])
+
+
+def test_a_dump_keeps_the_noise(small, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dump has a file of that name."""
+    monkeypatch.chdir(folder)
+    np.save(folder / "latents.npy", np.zeros((8, 4, 16, 8), np.float32))
+    before = contents(folder)
+    result = generate(folder, small.bundle, noise="latents.npy", dump=".", output="video.mp4")
+    assert result.exit_code == 2 and "would replace the input latents.npy" in result.output
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("report", ["jobs.jsonl", "speech.mp4", "hard.mp4", "p.png", "1.mp4"])
+def test_a_report_replaces_no_file_of_the_batch(small, folder: Path, report: str) -> None:
+    job = {"image": "p.png", "audio": "speech.mp4", "output": "1.mp4", "steps": 1}
+    (folder / "jobs.jsonl").write_text(json.dumps(job))
+    before = contents(folder)
+    arguments = ["batch", str(folder / "jobs.jsonl"), f"--bundle={small.bundle}"]
+    result = CliRunner().invoke(main, [*arguments, f"--report={folder / report}"])
+    assert result.exit_code == 2 and "would replace the input" in result.output
+    assert contents(folder) == before
+
+
+def test_two_jobs_have_no_output_in_common(small, folder: Path) -> None:
+    (folder / "link").symlink_to("sub", target_is_directory=True)
+    outputs = ["sub/1.mp4", "link/1.mp4"]
+    jobs = [{"image": "p.png", "audio": "speech.mp4", "output": output} for output in outputs]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    result = CliRunner().invoke(main, ["batch", str(folder / "jobs.jsonl"), f"--bundle={small.bundle}"])
+    assert result.exit_code == 2 and "is that of line 1 too" in result.output
