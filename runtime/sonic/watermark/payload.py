@@ -77,8 +77,8 @@ class Watermark:
 
 
 def first_bits(digest: str) -> int:
-    """The first 20 bits of a digest in hexadecimal."""
-    return int(digest[: FIELD_BITS // 4], 16)
+    """The first 20 bits of a digest in hexadecimal; 0 of an empty one, as of a bundle that is being made."""
+    return int(digest[: FIELD_BITS // 4] or "0", 16)
 
 
 def hour_of(text: str) -> int:

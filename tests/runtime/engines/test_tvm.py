@@ -26,7 +26,7 @@ from sonic.engines import tvm as tvm_engine
 from sonic.engines.base import Parallelism
 from sonic.engines.onnx import OnnxRuntimeSession
 from sonic.engines.registry import make_engine
-from sonic.engines.tvm import BRIDGE, Program, Specialisation, StoredWeight, TvmSession, choose
+from sonic.engines.tvm import BRIDGE, Program, Specialisation, StoredWeight, TvmEngine, TvmSession, choose
 from sonic.engines.tvm_files import PROGRAM, ProgramFolder
 from sonic.engines.watched import Call, WatchedEngine
 from sonic.errors import BundleError, InputError
@@ -269,9 +269,13 @@ def test_a_library_that_tvm_cannot_load(
 
 
 @pytest.fixture
-def compiled(small) -> Bundle:
+def compiled(small, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small bundle, which says that it was compiled; its graphs are still ONNX."""
-    bundle = open_bundle(small.bundle, check_digests=False)
+    bundle = open_bundle(
+        Path(shutil.copytree(small.bundle, tmp_path_factory.mktemp("compiled") / "bundle")),
+        check_digests=False,
+    )
+    (bundle.directory / "libsonic_acl.so").touch()
     assets = {**bundle.manifest.assets, BRIDGE: FileInfo("libsonic_acl.so", 0, "")}
     manifest = replace(bundle.manifest, engine="tvm", target=TARGET, assets=assets)
     return Bundle(bundle.directory, manifest, check_digests=False, runs_code=True)
@@ -347,12 +351,14 @@ def test_an_engine_tells_its_threads(
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / PROGRAM).write_text(json.dumps(asdict(ROWS)))
     submodels = dict(compiled.manifest.submodels)
-    submodels["unet"] = replace(submodels["unet"], files=(FileInfo(f"unet/{PROGRAM}", 0, ""),))
+    size = (tmp_path / "unet" / PROGRAM).stat().st_size
+    submodels["unet"] = replace(submodels["unet"], files=(FileInfo(f"unet/{PROGRAM}", size, ""),))
+    (tmp_path / "libsonic_acl.so").touch()
     shutil.copytree(compiled.directory / "face_detector", tmp_path / "face_detector")
     bundle = Bundle(
         tmp_path, replace(compiled.manifest, submodels=submodels), check_digests=False, runs_code=True
     )
-    engine = make_engine(bundle, RunOptions(threads=3))
+    engine = TvmEngine(bundle, RunOptions(threads=3))
     detector = engine.open("face_detector")
     assert isinstance(detector, OnnxRuntimeSession) and not calls
     with engine.open("unet") as unet:
