@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import Distribution
 
 from sonic_convert.release.requirements import closure, first, license_of
@@ -12,13 +13,16 @@ _LIBRARY = re.compile(r"\.so(\.|$)|\.dylib$|\.dll$")
 _RULE = "=" * 110
 
 
-def third_party_licenses() -> str:
-    """Every package's name, version, licence, the libraries inside, and the texts that its wheel holds."""
+def third_party_licenses(ours: Mapping[str, Distribution]) -> str:
+    """Every package's name, version, licence, the libraries inside, and the texts that its wheel holds.
+
+    `ours` is the metadata of the built wheels, by name.
+    """
     parts = [
         "Licences of the packages that sonic-runtime installs, as they were on the machine of the build.\n"
         "Libraries inside a package are part of its wheel; their texts are given where the wheel has them."
     ]
-    for name, package in closure("sonic-runtime").items():
+    for name, package in closure("sonic-runtime", ours).items():
         parts.append(_part(name, package))
     return f"\n\n{_RULE}\n".join(parts) + "\n"
 

@@ -21,6 +21,7 @@ from sonic_convert.release.bundles import BundleOptions, build_bundles
 from sonic_convert.release.licenses import third_party_licenses
 from sonic_convert.release.notes import release_notes
 from sonic_convert.release.packages import build_packages, check_tools
+from sonic_convert.release.requirements import built
 from sonic_convert.release.sbom import bill_of_materials
 from sonic_convert.release.source import export
 
@@ -64,7 +65,7 @@ def make_release(
                 _place(packed.archive, partial)
             changelog = (source.folder / "CHANGELOG.md").read_text(encoding="utf-8")
             _write(partial / "RELEASE_NOTES.md", release_notes(source.version, changelog, bundles))
-            _write(partial / "THIRD_PARTY_LICENSES.txt", third_party_licenses())
+            _write(partial / "THIRD_PARTY_LICENSES.txt", third_party_licenses(built(packages)))
             bill = bill_of_materials(source.version, source.seconds, packages, bundles)
             _write(partial / "sonic-arm.cdx.json", bill)
             memory = measured.collect(work / options.name / "stages")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+import zipfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -10,8 +13,25 @@ from packaging.utils import canonicalize_name
 from sonic.errors import InputError
 
 
-def closure(name: str) -> dict[str, Distribution]:
+def built(files: Iterable[Path]) -> dict[str, Distribution]:
+    """The metadata of wheels by canonical name; what is installed may be of an earlier version of them."""
+    found: dict[str, Distribution] = {}
+    for wheel in files:
+        if wheel.suffix == ".whl" and zipfile.is_zipfile(wheel):
+            inside = zipfile.Path(wheel).iterdir()
+            # Documented for paths of a file system only, but the interpreter reads packages in archives so.
+            metadata = next(path for path in inside if path.name.endswith(".dist-info"))
+            package = PathDistribution(metadata)  # type: ignore[arg-type]
+            found[canonicalize_name(package.name)] = package
+    return found
+
+
+def closure(name: str, ours: Mapping[str, Distribution]) -> dict[str, Distribution]:
     """The distributions that a package needs, without its extras, by canonical name, sorted; not the package.
+
+    Args:
+        name: the package.
+        ours: those that take precedence over what is installed, by canonical name.
 
     Raises:
         InputError: one is not installed.
@@ -25,7 +45,7 @@ def closure(name: str) -> dict[str, Distribution]:
             continue
         seen.add((package, extras))
         try:
-            found[package] = distribution(package)
+            found[package] = ours.get(package) or distribution(package)
         except PackageNotFoundError:
             raise InputError(f"the package {package} is not installed; run 'make setup'") from None
         wanted += needs(found[package], extras)

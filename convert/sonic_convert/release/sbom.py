@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from sonic.bundle.store import sha256_of
 from sonic_convert.release.bundles import Packed
-from sonic_convert.release.requirements import closure, license_of, needs
+from sonic_convert.release.requirements import built, closure, license_of, needs
 
 _PACKAGES = ("sonic-runtime", "sonic-convert")
 
@@ -33,6 +33,7 @@ def bill_of_materials(version: str, seconds: int, packages: Sequence[Path], bund
         packages: wheels and source archives.
         bundles: the archives.
     """
+    wheels = built(packages)
     bom = Bom()
     bom.metadata.timestamp = datetime.fromtimestamp(seconds, UTC)
     root = Component(
@@ -43,14 +44,14 @@ def bill_of_materials(version: str, seconds: int, packages: Sequence[Path], bund
     ours = {name: _package(name, version, packages) for name in _PACKAGES}
     third = {}
     for name in _PACKAGES:
-        third.update({key: one for key, one in closure(name).items() if key not in _PACKAGES})
+        third.update({key: one for key, one in closure(name, wheels).items() if key not in _PACKAGES})
     libraries = {name: _library(name, one) for name, one in sorted(third.items())}
     models = [_model(packed, version) for packed in bundles]
     for component in (*ours.values(), *libraries.values(), *models):
         bom.components.add(component)
     known = {**ours, **libraries}
     for name in _PACKAGES:
-        direct = {*_direct(name), *(("sonic-runtime",) if name == "sonic-convert" else ())}
+        direct = {package for package, _ in needs(wheels.get(name) or distribution(name))}
         bom.register_dependency(ours[name], [known[one] for one in sorted(direct) if one in known])
     for name, one in third.items():
         direct = {package for package, _ in needs(one)}
@@ -73,10 +74,6 @@ def _library(name: str, package: Distribution) -> Component:
         purl=PackageURL("pypi", name=name, version=package.version),
         licenses=[_license(license_of(package))],
     )
-
-
-def _direct(name: str) -> set[str]:
-    return {package for package, _ in needs(distribution(name))}
 
 
 def _package(name: str, version: str, files: Iterable[Path]) -> Component:
