@@ -12,10 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+from security.hostile import HostileInput
 
 import sonic
-
-from .hostile import HostileInput
 
 GOOD = Path(sonic.__file__).parent / "bundles/sonic-tiny/golden"
 
