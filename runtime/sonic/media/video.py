@@ -197,15 +197,9 @@ def save_video(
         except av.FFmpegError as error:  # not all of them are OSErrors
             raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
         if credentials is not None:
-            credentials.sign(encoded, partial, path.name, _version())
+            credentials.sign(encoded, partial, path.name)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-
-
-def _version() -> str:
-    from sonic import __version__  # defined after this module is imported
-
-    return __version__
 
 
 def check_output_path(path: str | os.PathLike[str]) -> None:
