@@ -126,7 +126,7 @@ ATTACKS = (
     Attack("crop 10 %, enlarged again, crf 23", _after(_cropped(0.1), _scaled(1 / 0.9))),
     Attack("half size, crop 10 %, crf 28", _after(_scaled(0.5), _cropped(0.1)), _h264(28)),
     Attack("encoded twice, crf 23 and 28", encodings=_h264(23, 28)),
-    Attack("half of the clip cut off at the start", keep=lambda index: int(index >= _LOOP_FRAMES // 2)),
+    Attack("first second cut off", keep=lambda index: int(index >= _RATE_HZ)),
     Attack("30 frames a second", keep=lambda index: 2 if index % 5 == 4 else 1),
     Attack("every second frame dropped", keep=lambda index: index % 2),
     Attack("three quarters of the size", _scaled(0.75)),

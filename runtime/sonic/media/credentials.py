@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass, field
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -62,7 +63,7 @@ class Credentials:
     key: bytes = field(repr=False)
     algorithm: str
 
-    def sign(self, source: Path, target: Path, title: str, version: str) -> None:
+    def sign(self, source: Path, target: Path, title: str) -> None:
         """Write a copy of an MP4 file with a signed statement that a model made it.
 
         The time and random numbers are part of a signature, so its bytes differ every time.
@@ -71,14 +72,13 @@ class Credentials:
             source: the file.
             target: where to write.
             title: the name by which the video will be known.
-            version: of sonic.
 
         Raises:
             OutputError: the file cannot be signed.
         """
         try:
             with open(source, "rb") as read, open(target, "w+b") as write:
-                self._sign(read, write, "video/mp4", title, version)
+                self._sign(read, write, "video/mp4", title)
         except _library().C2paError as error:
             raise OutputError(f"{title}: the content credentials cannot be signed ({error})") from error
 
@@ -91,11 +91,11 @@ class Credentials:
         picture = BytesIO()
         Image.new("RGB", (1, 1)).save(picture, "PNG")
         picture.seek(0)
-        self._sign(picture, BytesIO(), "image/png", "", "")
+        self._sign(picture, BytesIO(), "image/png", "")
 
-    def _sign(self, read: BinaryIO, write: BinaryIO, kind: str, title: str, version: str) -> None:
+    def _sign(self, read: BinaryIO, write: BinaryIO, kind: str, title: str) -> None:
         c2pa = _library()
-        sonic = {"name": "sonic", "version": version}
+        sonic = {"name": "sonic", "version": _version()}
         action = {"action": "c2pa.created", "digitalSourceType": _TRAINED, "softwareAgent": sonic}
         manifest = {
             "title": title,
@@ -136,6 +136,13 @@ def open_credentials(options: CredentialOptions) -> Credentials | None:
             f"chain, the signer's first, that belongs to {key}"
         ) from error
     return credentials
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sonic-runtime")
+    except metadata.PackageNotFoundError:  # run from its source
+        return "unknown"
 
 
 def _library() -> Any:

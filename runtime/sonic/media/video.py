@@ -17,7 +17,6 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sonic.errors import InputError, OutputError
-from sonic.host import distribution_version
 from sonic.media.audio import Sound
 from sonic.media.credentials import Credentials
 from sonic.storage.files import reason_of, replacing_file
@@ -198,7 +197,7 @@ def save_video(
         except av.FFmpegError as error:  # not all of them are OSErrors
             raise OutputError(f"{path}: the video cannot be written ({reason_of(error)})") from error
         if credentials is not None:
-            credentials.sign(encoded, partial, path.name, distribution_version("sonic-runtime"))
+            credentials.sign(encoded, partial, path.name)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
 
