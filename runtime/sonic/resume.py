@@ -159,8 +159,9 @@ def clip_watermark(
     job = options.watermark_job
     if job is None:
         files = {name: FileIdentity.of(source).sha256 for name, source in sources.items()}
+        # Checked once more, as that makes 2 and 2.0 one number.
         values = {
-            item.name: getattr(options, item.field)
+            item.name: item.adapter.validate_python(getattr(options, item.field))
             for item in definitions(GenerationOptions)
             if item.name not in _WATERMARK
         }

@@ -285,7 +285,7 @@ def test_what_changes_no_bytes_may_differ(tiny, stopped, monkeypatch) -> None:
     assert "going on after step 1" in note
     (note,), _ = cancelled(sonic.SonicModel(tiny.engine, RunOptions(bfloat16=True)), 1, **stopped)
     assert "another bfloat16 (false, now true): starting over" in note
-    monkeypatch.setattr(resume, "_version", lambda name: f"{name} 99")
+    monkeypatch.setattr(resume, "distribution_version", lambda name: f"{name} 99")
     (note,), _ = cancelled(tiny, 1, **stopped)
     assert "another version of onnxruntime (" in note and "starting over" in note
 
