@@ -16,10 +16,10 @@ AUDIO ?= convert/sonic_convert/assets/speech.wav
 OUTPUT ?= build/demo.mp4
 RELEASE ?= dist
 # Suites of tests that 'make test' leaves out; each has a target of its own.
-SUITES := aarch64 or release or image or services
+SUITES := aarch64 or release or image or services or security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release test-image test-services
+.PHONY: help setup demo convert parity train-tiny test test-aarch64 test-release test-image test-services test-security
 .PHONY: fuzz sysroot bridge compile lint format docs bench release clean
 
 help: ## list the targets
@@ -72,6 +72,9 @@ test-image: $(READY) ## build the container images, run that of arm64 under emul
 
 test-services: $(READY) ## run the tests with other programs: clamd (Debian, Ubuntu: apt-get install clamav-daemon)
 	$(BIN)/python -m pytest -m services
+
+test-security: $(READY) ## run every hostile input that docs/security.md lists
+	$(BIN)/python -m pytest -m security --numprocesses logical --maxprocesses 8
 
 fuzz: $(READY) ## [SECONDS=60] [FUZZ=target]: look for inputs that are neither read nor refused with a sentence
 	@$(BIN)/python -m pip install --quiet -e '.[fuzz]' || { echo "atheris cannot be installed; pip's message above says why"; exit 1; }

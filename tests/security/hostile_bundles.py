@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from hostile import HostileInput
 from onnx import TensorProto, helper, numpy_helper
+from security.hostile import HostileInput
 
 from sonic.bundle.manifest import MANIFEST_NAME
 from sonic.bundle.manifest_file import manifest_text

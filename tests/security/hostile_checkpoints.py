@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hostile import HostileInput
+from security.hostile import HostileInput
 
 _TINY = Path(__file__).parents[2] / "convert/sonic_convert/assets/sonic-tiny"
 _SVD = "stable-video-diffusion-img2vid-xt"

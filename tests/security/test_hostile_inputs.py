@@ -14,6 +14,7 @@ ROWS = all_rows()
 KINDS = {"picture", "sound", "bundle", "checkpoint", "jobs", "video", "output", "option"}
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_hostile_input_is_one_sentence(row: HostileInput, tmp_path: Path) -> None:
     (tmp_path / "case").mkdir()

@@ -11,7 +11,7 @@ import torch
 from sonic.bundle.constants import Constants
 from sonic.diffusion.conditioning import SlidingWindows
 from sonic_calibration.quality.mouth import mouth_opening
-from sonic_convert.modules.face import FaceDetector
+from sonic_convert.modules.face import load_face_detector
 from sonic_training import autoencoder, denoiser, face_detector, mouth
 from sonic_training.actors import draw_poses, head_motion, random_framing, random_look
 from sonic_training.audio import token_windows
@@ -136,7 +136,7 @@ def test_a_perfect_prediction_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_detector_archive_has_the_official_interface(tmp_path: Path) -> None:
     network = face_detector.FaceNetwork()
     face_detector.write_archive(network, tmp_path / "yoloface_v5m.pt")
-    archive = FaceDetector.load(tmp_path / "yoloface_v5m.pt")
+    archive = load_face_detector(tmp_path / "yoloface_v5m.pt")
     for height, width in ((416, 416), (448, 608)):
         found = archive(torch.rand(1, 3, height, width), *face_detector.grids(height, width))
         cells = sum(height // s * (width // s) for s in face_detector.STRIDES_PIXELS)

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from sonic.bundle.manifest import mask_input
-from sonic.engines.onnx import OnnxRuntimeEngine, open_session, session_options
+from sonic.engines.onnx import open_session, session_options
 from sonic.model import SonicModel
 from sonic.progress import Progress
 from sonic_convert.checkpoint.checkpoint import Checkpoint
@@ -173,7 +173,7 @@ def _graphs(submodel: str, model: SonicModel, others: Sequence[SonicModel]) -> d
     return {
         name: each.engine.bundle.graph_path(submodel)
         for name, each in _by_name(model, others).items()
-        if isinstance(each.engine, OnnxRuntimeEngine)
+        if each.manifest.engine == "onnxruntime"
     }
 
 

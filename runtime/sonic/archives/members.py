@@ -16,7 +16,6 @@ SUFFIX = ".tar.zst"
 BLOCK_BYTES = 512  # of tar
 RECORD_BYTES = 20 * BLOCK_BYTES  # what an archive's length is a multiple of
 CHUNK_BYTES = 1 << 20
-MANIFEST_LIMIT_BYTES = 4_000_000  # real ones have 30 kB
 _NAME_LIMIT = 99  # longer ones would need extensions of the format
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 

@@ -16,12 +16,12 @@ from typing import IO
 from sonic.archives.members import (
     BLOCK_BYTES,
     CHUNK_BYTES,
-    MANIFEST_LIMIT_BYTES,
     RECORD_BYTES,
     SUFFIX,
     members,
 )
-from sonic.bundle.manifest import MANIFEST_NAME, FileInfo
+from sonic.bounded import JSON_LIMIT_BYTES, read_bounded
+from sonic.bundle.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileInfo
 from sonic.bundle.store import open_bundle
 from sonic.errors import BundleError, InputError, OutputError
 from sonic.progress import NoProgress, Progress
@@ -59,10 +59,8 @@ def pack(bundle: Path, archive: Path, progress: Progress | None = None, seconds:
     if bundle.resolve() in archive.resolve().parents:
         raise OutputError(f"{archive} would be inside the bundle that it is made of; choose another place")
     seconds = _source_date() if seconds is None else seconds
+    text = _small_file(bundle / MANIFEST_NAME)
     manifest = open_bundle(bundle, check_digests=False).manifest
-    text = (bundle / MANIFEST_NAME).read_bytes()
-    if len(text) > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{bundle / MANIFEST_NAME} has {len(text)} bytes, more than any bundle's")
     files = members(manifest, str(bundle / MANIFEST_NAME))
     with (
         replacing_file(archive, "the archive") as partial,
@@ -75,8 +73,20 @@ def pack(bundle: Path, archive: Path, progress: Progress | None = None, seconds:
             content = _checked(bundle / file.path, file)
             written += _write(stream, name, file.bytes, content, seconds)
             advance()
+        if (bundle / SIGNATURE_NAME).exists():
+            text = _small_file(bundle / SIGNATURE_NAME)
+            written += _write(stream, f"{manifest.name}/{SIGNATURE_NAME}", len(text), iter((text,)), seconds)
         written += 2 * BLOCK_BYTES
         stream.write(bytes(2 * BLOCK_BYTES + -written % RECORD_BYTES))
+
+
+def _small_file(path: Path) -> bytes:
+    try:
+        return read_bounded(path, JSON_LIMIT_BYTES)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); copy or convert the bundle again"
+        ) from error
 
 
 def _source_date() -> int:

@@ -3,30 +3,31 @@
     unpack(Path("sonic-base.tar.zst"), Path("bundles/sonic-base"))
 
 Nothing is believed that the manifest, which has to come first, does not say: an archive holds every file of
-it once, with its size and digest, and nothing else: no links, devices, folders or extensions of the format.
+it once, with its size and digest, a signature perhaps, and nothing else: no links, devices, folders or
+extensions of the format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from sonic.archives.members import (
     BLOCK_BYTES,
     CHUNK_BYTES,
-    MANIFEST_LIMIT_BYTES,
     RECORD_BYTES,
     check_name,
     members,
 )
-from sonic.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
+from sonic.bounded import JSON_LIMIT_BYTES
+from sonic.bundle.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileInfo, Manifest
+from sonic.bundle.manifest_file import parse_manifest
 from sonic.errors import BundleError, InputError, OutputError
 from sonic.progress import NoProgress, Progress
 from sonic.storage.claims import claimed
@@ -101,11 +102,11 @@ class ArchiveReader:
         folder, _, rest = name.partition("/")
         if rest != MANIFEST_NAME:
             raise self._damaged(f"it begins with {name!r}, not with a bundle's {MANIFEST_NAME}")
-        if size > MANIFEST_LIMIT_BYTES:
+        if size > JSON_LIMIT_BYTES:
             raise self._damaged(f"its manifest has {size} bytes, more than any bundle's")
         self._text = b"".join(self._content(size))
         check_name(folder, str(path))
-        self.manifest = _parse(self._text, f"{path}: {name}")
+        self.manifest = parse_manifest(self._text, f"{path}: {name}")
         if self.manifest.name != folder:
             raise self._damaged(f"it holds the folder {folder!r}, but the bundle {self.manifest.name!r}")
         self._files = members(self.manifest, f"{path}: {name}")
@@ -136,8 +137,15 @@ class ArchiveReader:
             ):
                 (partial / MANIFEST_NAME).write_bytes(self._text)
                 missing = dict(self._files)
+                signed = False
                 while (header := self._header()) is not None:
                     name, size = header
+                    if name == f"{self.manifest.name}/{SIGNATURE_NAME}" and not signed:
+                        signed = True
+                        if size > JSON_LIMIT_BYTES:
+                            raise self._damaged(f"its signature has {size} bytes, more than any")
+                        (partial / SIGNATURE_NAME).write_bytes(b"".join(self._content(size)))
+                        continue
                     file = missing.pop(name, None)
                     if file is None:
                         again = "twice" if name in self._files else "which is not in its manifest"
@@ -234,11 +242,3 @@ def check_free(target: Path, overwrite: bool) -> None:
         raise OutputError(f"{target} exists and is no bundle; choose another name, so that nothing is lost")
     if any(target.iterdir()) and not overwrite:
         raise OutputError(f"{target} exists; choose another name, or replace it with --overwrite")
-
-
-def _parse(text: bytes, source: str) -> Manifest:
-    try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{source} cannot be read ({error}); fetch the archive again") from error
-    return Manifest.from_json(values, source)

@@ -64,11 +64,25 @@ def read_manifest_file(directory: Path, *, check_digest: bool = True) -> Manifes
         raise BundleError(
             f"{path} is larger than {JSON_LIMIT_BYTES:,} bytes, so it is no manifest; {_ADVICE}"
         )
-    values = parse_json(text, str(path), BundleError, _ADVICE)
-    manifest = Manifest.from_json(values, str(path))
+    return ManifestFile(parse_manifest(text, str(path), check_digest), hashlib.sha256(text).hexdigest())
+
+
+def parse_manifest(text: bytes, source: str, check_digest: bool = True) -> Manifest:
+    """Parse what ``manifest.json`` holds.
+
+    Args:
+        text: the file's content.
+        source: its name, for the error.
+        check_digest: compare it with the digest in it.
+
+    Raises:
+        BundleError: it is not JSON, was changed, or does not describe a bundle.
+    """
+    values = parse_json(text, source, BundleError, _ADVICE)
+    manifest = Manifest.from_json(values, source)
     if check_digest:
-        _check_digest(text, values, path)
-    return ManifestFile(manifest, hashlib.sha256(text).hexdigest())
+        _check_digest(text, values, source)
+    return manifest
 
 
 def manifest_text(values: Mapping[str, Any]) -> str:
@@ -80,17 +94,17 @@ def manifest_text(values: Mapping[str, Any]) -> str:
     return f"{start}{_entry(digest)}{end}"
 
 
-def _check_digest(text: bytes, values: Mapping[str, Any], path: Path) -> None:
+def _check_digest(text: bytes, values: Mapping[str, Any], source: str) -> None:
     digest = values.get(_DIGEST)
     if digest is None:
         raise BundleError(
-            f"{path} has no '{_DIGEST}' of itself, as an earlier version made it; convert the checkpoint "
+            f"{source} has no '{_DIGEST}' of itself, as an earlier version made it; convert the checkpoint "
             "again"
         )
     entry = _entry(str(digest)).encode()
     start, found, end = text.rpartition(entry)
     if not found or hashlib.sha256(start + _entry("").encode() + end).hexdigest() != digest:
-        raise BundleError(f"{path} was changed since the bundle was made; {_ADVICE}")
+        raise BundleError(f"{source} was changed since the bundle was made; {_ADVICE}")
 
 
 def _entry(digest: str) -> str:

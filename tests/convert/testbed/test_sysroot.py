@@ -201,7 +201,7 @@ def test_options_of_an_emulated_program(made: Sysroot) -> None:
     variables = {command[i + 1] for i, word in enumerate(command) if word == "-E"}
     assert variables == {
         f"PYTHONPATH=/runtime{os.pathsep}{made.site}", "PYTHONPYCACHEPREFIX=/bytecode", "NAME=value",
-        "OMP_NUM_THREADS=3", "OPENBLAS_NUM_THREADS=3",
+        "OMP_NUM_THREADS=3", "OPENBLAS_NUM_THREADS=3", "SONIC_SANDBOX=0",
     }  # fmt: skip
     assert environment["PYTHONPATH"] == "/runtime"
     with pytest.raises(InputError, match="NAME is 'a,b', but qemu cannot take a comma"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzz.targets import in_file
 
-from sonic.bundle.manifest import read_manifest
+from sonic.bundle.manifest_file import read_manifest
 from sonic.errors import SonicError
 
 
