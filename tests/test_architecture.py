@@ -62,7 +62,7 @@ def test_arrows_between_rooms_point_one_way() -> None:
 def check_environment(environment: Path) -> None:
     """What the wheel brings along takes about 300 MiB, and nothing of it belongs to an extra.
 
-    FFmpeg, ONNX Runtime and NumPy are 230 of them. Without the bytecode that Python makes of it, which 'pip install --no-compile' does without too.
+    FFmpeg, ONNX Runtime and NumPy are 230 of them. Bytecode is left out, as by 'pip install --no-compile'.
     """
     (site,) = environment.glob("lib/python*/site-packages")
     for tool in ("pip", "setuptools"):  # part of every environment, and removed here to be left out

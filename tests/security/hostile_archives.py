@@ -13,6 +13,7 @@ from typing import Any
 
 from security.hostile import HostileInput
 
+from sonic.bundle.manifest_file import manifest_text
 from sonic.bundle.store import PACKAGED_BUNDLES
 
 if sys.version_info >= (3, 14):
@@ -39,7 +40,7 @@ def manifest(change: Callable[[dict[str, Any]], object] = lambda values: None) -
     """sonic-tiny's manifest, changed."""
     values = json.loads((BUNDLE / "manifest.json").read_text())
     change(values)
-    return json.dumps(values).encode()
+    return manifest_text(values).encode()
 
 
 def write(path: Path, fill: Fill, text: bytes | None = None, **options: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from sonic_convert.synth.synthesize import synthesize
 
 pytestmark = pytest.mark.release
 ROOT = Path(__file__).parents[3]
+ASSETS = ROOT / "convert/sonic_convert/assets"
 QUICK = ("--calls", "1", "--duration", "0.5", "--steps", "2", "--gigabytes", "0.1")
 
 
@@ -38,9 +40,14 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = synthesize(folder / "checkpoint", "small", 0)
     for name in ("first", "second"):
         subprocess.run(["git", "clone", "--quiet", f"file://{ROOT}", str(folder / name)], check=True)
-    first = release(folder / "first", checkpoint)
+    examples = folder / "examples"  # the face detector of random checkpoints finds no face in some portraits
+    examples.mkdir()
+    for asset in ("portrait.png", "speech.wav"):
+        shutil.copy(ASSETS / asset, examples / f"one{Path(asset).suffix}")
+    first = release(folder / "first", checkpoint, "--examples", str(examples))
     # A checkpoint that nobody measured: the second one quotes the first.
-    second = release(folder / "second", checkpoint, "--measured", str(first / "measured-memory.json"))
+    measured = str(first / "measured-memory.json")
+    second = release(folder / "second", checkpoint, "--examples", str(examples), "--measured", measured)
     assert (first / "SHA256SUMS").read_text() == (second / "SHA256SUMS").read_text()
     return second
 

@@ -11,7 +11,7 @@ from sonic.errors import SonicError
 def one(data: bytes) -> None:
     path = in_file(data, "manifest.json")
     try:
-        manifest = read_manifest(path.parent)
+        manifest = read_manifest(path.parent, check_digest=False)  # which would refuse every change
     except SonicError:
         return
     manifest.to_json()
