@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,7 +79,12 @@ def convert(
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the folder {work} ({error.strerror})") from error
-        check_contents(checkpoint, progress, work / _CHECKED)
+        try:
+            check_contents(checkpoint, progress, work / _CHECKED)
+        except BaseException:
+            with suppress(OSError):  # it holds something
+                work.rmdir()
+            raise
         return _convert(checkpoint, bundle_path, work, progress, name or bundle_path.name)
 
 

@@ -136,9 +136,14 @@ def measure(row: HostileInput, folder: Path) -> Measured:
 
 
 def _contents(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What identifies every file, link and folder below a folder, without reading any."""
+    """What identifies every file, link and folder below a folder, without reading any.
+
+    PyTorch makes an empty folder for its compiler when it is imported, which does not count.
+    """
     found = {}
     for path in folder.rglob("*"):
+        if path.name.startswith("torchinductor_") and not any(path.iterdir()):
+            continue
         status = path.lstat()
         # The times of a folder change as temporary files come and go.
         times = () if path.is_dir() and not path.is_symlink() else (status.st_mtime_ns, status.st_size)

@@ -23,7 +23,7 @@ from sonic.errors import InputError
 PACKAGED = Path(__file__).parents[1] / "assets" / "measured_memory.json"
 _KEY = "structure"
 _FACTS = {"weight_bytes", "activation_bytes"}
-_GIVEN: ContextVar[Mapping[str, Any] | None] = ContextVar("given", default=None)
+_GIVEN: ContextVar[dict[str, Any] | None] = ContextVar("given", default=None)
 
 
 def structure_of(graph: Path, sizes: Sequence[Mapping[str, int]]) -> str:
@@ -46,14 +46,21 @@ def known(structure: str) -> dict[str, Any] | None:
     return None if facts is None else {**facts, _KEY: structure}
 
 
+def remember(structure: str, facts: Mapping[str, Any]) -> None:
+    """Quote what was measured just now for other graphs of that structure, until the end of the block."""
+    given = _GIVEN.get()
+    if given is not None:
+        given[structure] = {name: facts[name] for name in _FACTS}
+
+
 @contextmanager
-def quoting(path: Path | None) -> Iterator[None]:
-    """Quote the file at `path` as well, until the end of the block.
+def quoting(path: Path | None, work: Path | None = None) -> Iterator[None]:
+    """Until the end of the block, quote the file at `path`, a work folder, and what is measured in the block.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
-    token = _GIVEN.set(None if path is None else _read(path))
+    token = _GIVEN.set((collect(work) if work else {}) | (_read(path) if path else {}))
     try:
         yield
     finally:

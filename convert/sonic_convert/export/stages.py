@@ -211,7 +211,9 @@ def measure_memory(
         if known is not None:
             return known
         weights, activations = work.measure_memory(graph / GRAPH, submodel, inputs)
-        return {"weight_bytes": weights, "activation_bytes": activations, "structure": structure}
+        facts = {"weight_bytes": weights, "activation_bytes": activations, "structure": structure}
+        measured.remember(structure, facts)
+        return facts
 
     key = [digest, onnxruntime.__version__, *([] if known is None else [json.dumps(known, sort_keys=True)])]
     return run_stage(folder, key, produce)

@@ -56,7 +56,12 @@ def make_release(
     check_tools()
     if target.exists() and any(target.iterdir()) and not (target / SUMS_NAME).is_file():
         raise OutputError(f"{target} exists and is no release; choose another name, so that nothing is lost")
-    with claimed(target, "the release"), claimed(work, "the work folder"), measured.quoting(measured_path):
+    stages = work / options.name / "stages"
+    with (
+        claimed(target, "the release"),
+        claimed(work, "the work folder"),
+        measured.quoting(measured_path, stages),
+    ):
         source = export(root, work / "source")
         bundles = build_bundles(options, work / options.name, source.seconds, progress)
         with replacing_folder(target) as partial, progress.stage("packages, notes", 1) as advance:
@@ -68,7 +73,7 @@ def make_release(
             _write(partial / "THIRD_PARTY_LICENSES.txt", third_party_licenses(built(packages)))
             bill = bill_of_materials(source.version, source.seconds, packages, bundles)
             _write(partial / "sonic-arm.cdx.json", bill)
-            memory = measured.collect(work / options.name / "stages")
+            memory = measured.collect(stages)
             _write(partial / MEASURED_NAME, json.dumps(memory, indent=1) + "\n")
             files = sorted(partial.iterdir())
             sums = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
