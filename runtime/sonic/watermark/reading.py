@@ -87,6 +87,8 @@ def _frames(path: Path) -> Iterator[tuple[NDArray[np.uint8], tuple[int, int]]]:
             if stream is None:
                 raise InputError(f"{path}: there is no video in this file")
             context = stream.codec_context
+            if context is None:
+                raise InputError(f"{path}: there is no decoder for the video in this file")
             _check_size(path, context.width, context.height)
             context.thread_count = _DECODER_THREADS
             reformatter, pixels = VideoReformatter(), 0
