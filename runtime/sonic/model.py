@@ -22,12 +22,12 @@ from sonic.bundle.constants import Constants
 from sonic.bundle.manifest import Manifest
 from sonic.bundle.store import find_bundle, open_bundle
 from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions
+from sonic.clip_groups import ClipResult, generate_in_groups
 from sonic.engines.base import Engine
 from sonic.engines.registry import make_engine
 from sonic.engines.watched import Observer, WatchedEngine
 from sonic.errors import InputError
 from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
-from sonic.many import ClipResult, generate_in_groups
 from sonic.media.video import Video, VideoStream
 from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, IntakeLimits, RunOptions
 from sonic.progress import NoProgress, Progress, default_progress

@@ -13,6 +13,7 @@ from typing import Any
 
 from security.hostile import HostileInput
 
+from sonic.archives.pack import pack
 from sonic.bundle.manifest_file import manifest_text
 from sonic.bundle.store import PACKAGED_BUNDLES
 
@@ -105,10 +106,10 @@ def other(content: bytes) -> Callable[[Path], Sequence[str]]:
 
 def truncated(folder: Path) -> Sequence[str]:
     """An archive whose second half is missing."""
-    command = archive(twice)(folder)
-    path = Path(command[3])
+    path = folder / "archive.tar.zst"
+    pack(BUNDLE, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return command
+    return "sonic", "bundle", "unpack", str(path), str(folder / "out")
 
 
 def other_checksum(folder: Path) -> Sequence[str]:
