@@ -201,7 +201,7 @@ class _Process:
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, arguments],
+                [_python(), "-I", "-S", "-B", "-c", _BOOTSTRAP, arguments],
                 stdin=subprocess.DEVNULL if file is None else file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -235,6 +235,12 @@ class _Process:
         assert process.stdout is not None
         process.stdout.close()
         return code
+
+
+def _python() -> str:
+    """A path of this Python; its own name is out of reach for a user who may not enter its folder."""
+    running = "/proc/self/exe"
+    return running if not os.access(sys.executable, os.X_OK) and os.path.exists(running) else sys.executable
 
 
 def _closed(descriptor: int) -> bool:

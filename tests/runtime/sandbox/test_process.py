@@ -12,7 +12,7 @@ import pytest
 
 from sonic.errors import SonicError
 from sonic.sandbox import process
-from sonic.sandbox.process import Budget, decode
+from sonic.sandbox.process import Budget, decode, sandbox_report
 from sonic.sandbox.protocol import Refusal, readable
 
 SEND = """
@@ -110,9 +110,16 @@ def test_a_decoder_sees_no_variables_and_no_open_files(
     assert len(descriptors.split()) <= 4  # standard input, output and error, and the folder that is listed
 
 
-@pytest.mark.parametrize("executable", ["/nowhere/python", ""])
+def test_a_python_whose_name_is_out_of_reach_still_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of another user, in a folder that this one may not enter."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert "possible" in sandbox_report()
+
+
+@pytest.mark.parametrize("executable", [os.devnull, ""])
 def test_a_decoder_that_cannot_start(monkeypatch: pytest.MonkeyPatch, executable: str) -> None:
     monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr("os.access", lambda *_: True)  # so that it is tried
     with (
         pytest.raises(SonicError, match="decode"),
         open(os.devnull, "rb") as file,
