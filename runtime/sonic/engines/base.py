@@ -69,6 +69,29 @@ class Session(Protocol):
     ) -> None: ...
 
 
+class WrappedSession:
+    """Base of sessions that add something to the runs of another one, and end with it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
+        """Run the submodel."""
+        return self._session.run(inputs, **tags)
+
+    def __enter__(self) -> Session:
+        self._session.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.__exit__(kind, error, trace)
+
+
 class Engine(Protocol):
     """Opens the submodels of one bundle."""
 

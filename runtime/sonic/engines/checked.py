@@ -9,13 +9,12 @@ in an exception from within an engine, or in black frames.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 
 import numpy as np
 
 from sonic.bundle.bundle import Bundle
 from sonic.bundle.manifest import SubmodelInfo, TensorInfo
-from sonic.engines.base import Arrays, Engine, Parallelism, Session
+from sonic.engines.base import Arrays, Engine, Parallelism, Session, WrappedSession
 from sonic.errors import BundleError, SonicError, first_line
 
 _AGAIN = "copy or convert the bundle again"
@@ -45,12 +44,12 @@ class CheckedEngine:
         return _CheckedSession(self.bundle, submodel, self._engine.open(submodel, parallelism))
 
 
-class _CheckedSession:
+class _CheckedSession(WrappedSession):
     """A session whose inputs and outputs are checked."""
 
     def __init__(self, bundle: Bundle, submodel: str, session: Session) -> None:
+        super().__init__(session)
         self._info: SubmodelInfo = bundle.manifest.submodels[submodel]
-        self._session = session
         self._where = f"{bundle.directory}: '{submodel}'"
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
@@ -90,18 +89,6 @@ class _CheckedSession:
                     f"{self._where} {verb} {has} for '{tensor.name}', but the manifest says {tensor.dtype} "
                     f"({', '.join(map(str, tensor.shape))}); {_AGAIN}"
                 )
-
-    def __enter__(self) -> Session:
-        self._session.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._session.__exit__(kind, error, trace)
 
 
 def _fits(shape: tuple[int, ...], stated: tuple[int | str, ...], axes: dict[str, int]) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from threading import Lock
 from types import TracebackType
 
-import numpy as np
-
 from sonic.bundle.bundle import Bundle
-from sonic.engines.base import Arrays, Engine, Parallelism, Session
+from sonic.engines.base import Engine, Parallelism, Session, WrappedSession
 
 
 class SharedSessions:
@@ -45,14 +42,8 @@ class SharedSessions:
             self._opened.clear()
 
 
-class _BorrowedSession:
+class _BorrowedSession(WrappedSession):
     """A session whose ``with`` block does not close it: its owner does."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
-        return self._session.run(inputs, **tags)
 
     def __enter__(self) -> Session:
         return self

@@ -10,13 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from sonic.bundle.bundle import Bundle
-from sonic.engines.base import Arrays, Engine, Parallelism, Session
+from sonic.engines.base import Arrays, Engine, Parallelism, Session, WrappedSession
 from sonic.errors import GenerationCancelled
 
 
@@ -66,14 +65,14 @@ class WatchedEngine:
         return _WatchedSession(submodel, session, self._observer, self._cancel)
 
 
-class _WatchedSession:
+class _WatchedSession(WrappedSession):
     """A session whose calls are observed, and raise once the clip is cancelled."""
 
     def __init__(
         self, submodel: str, session: Session, observer: Observer | None, cancel: threading.Event | None
     ) -> None:
-        self._submodel, self._session = submodel, session
-        self._observer, self._cancel = observer, cancel
+        super().__init__(session)
+        self._submodel, self._observer, self._cancel = submodel, observer, cancel
 
     def run(self, inputs: Mapping[str, np.ndarray], **tags: object) -> Arrays:
         check_cancelled(self._cancel)
@@ -83,18 +82,6 @@ class _WatchedSession:
         if self._observer is not None:
             self._observer(Call(self._submodel, inputs, outputs, tags))
         return outputs
-
-    def __enter__(self) -> Session:
-        self._session.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._session.__exit__(kind, error, trace)
 
 
 def check_cancelled(cancel: threading.Event | None) -> None:
