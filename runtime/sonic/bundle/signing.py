@@ -20,7 +20,8 @@ from sonic.bounded import JSON_LIMIT_BYTES, parse_json, read_bounded
 from sonic.bundle.bundle import Bundle
 from sonic.bundle.files import IGNORED_NAMES, list_files, opened, read_all
 from sonic.bundle.manifest import SIGNATURE_NAME
-from sonic.errors import BundleError, InputError, OutputError, first_line
+from sonic.errors import BundleError, InputError, first_line
+from sonic.storage.files import replacing
 
 _INSTALL = "install it with: pip install 'sonic-runtime[sign]'"
 _KEY_LIMIT_BYTES = 1 << 20
@@ -68,13 +69,8 @@ def sign_bundle(
         partial = Path(scratch) / SIGNATURE_NAME
         config.sign(bundle.directory, partial)
         content = partial.read_bytes()
-    beside = target.with_name(f".{SIGNATURE_NAME}.partial")
-    try:
-        beside.write_bytes(content)
-        beside.replace(target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {target} ({error.strerror}); the bundle is not signed") from error
+    with replacing(target, "the signature") as partial:
+        partial.write_bytes(content)
     return target
 
 
