@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sonic.bounded import open_regular
 from sonic.errors import InputError
 
 
@@ -46,21 +46,19 @@ def open_input(path: Path, wanted: str, maximum_megabytes: int) -> Iterator[Bina
     try:
         # Opening a pipe would wait for its other end, and opening a device may do something.
         check_regular_file(path, wanted)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}); give {wanted}") from error
     with open(descriptor, "rb", buffering=0) as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{path} is not a regular file, but {wanted} is needed")
-        if found.st_size == 0:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes == 0:
             raise InputError(f"{path} is empty, but {wanted} is needed")
-        if found.st_size > maximum_megabytes * 10**6:
+        if size_bytes > maximum_megabytes * 10**6:
             raise InputError(
-                f"{path} has {found.st_size / 1e6:.0f} MB; give {wanted} of at most "
+                f"{path} has {size_bytes / 1e6:.0f} MB; give {wanted} of at most "
                 f"{maximum_megabytes} MB, or raise that limit"
             )
         yield file
