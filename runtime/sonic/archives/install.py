@@ -10,9 +10,7 @@ import hmac
 import os
 import re
 from pathlib import Path
-from typing import IO
 
-from sonic.archives.members import CHUNK_BYTES
 from sonic.archives.unpack import ArchiveReader
 from sonic.bundle.store import user_data_directory
 from sonic.errors import BundleError, InputError, OutputError
@@ -57,7 +55,7 @@ def install(
         raise InputError(f"{archive}: there is no such file; it should be an archive of a release")
     expected = _listed(archive.name, sums or archive.with_name(SUMS_NAME))
     with archive.open("rb") as file:
-        if not hmac.compare_digest(_sha256(file), expected):
+        if not hmac.compare_digest(hashlib.file_digest(file, "sha256").hexdigest(), expected):
             raise BundleError(
                 f"{archive} has another checksum than {sums or SUMS_NAME} says; copy or download it again"
             )
@@ -99,10 +97,3 @@ def _listed(name: str, sums: Path) -> str:
         if match is not None and match[2] == name:
             return match[1].lower()
     raise InputError(f"{sums} holds no checksum of {name}; it should be that of the same release")
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -21,7 +21,6 @@ from sonic.bundle.trust import DEFAULT_TRUST, TrustOptions, trusted_keys
 from sonic.errors import BundleError, warn
 
 PACKAGED_BUNDLES = Path(__file__).parents[1] / "bundles"  # those that the distribution includes
-_HASH_CHUNK_BYTES = 1 << 22
 
 
 def open_bundle(
@@ -121,11 +120,8 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_info(path: Path, root: Path) -> FileInfo:
