@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Packed:
     precision: str
     manifest: Manifest
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The archive's digest."""
         return sha256_of(self.archive)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sonic.bundle.manifest import Manifest
 from sonic.bundle.presets import SPEED_NAMES
+from sonic.diffusion.steps import evaluations_per_window
 from sonic.errors import InputError
 from sonic.options import GenerationOptions
 from sonic.plan import denoising_steps
@@ -67,6 +68,6 @@ def _row(packed: Packed) -> str:
 
 def _presets(manifest: Manifest) -> str:
     return ", ".join(
-        str(sum(len(step.branches) for step in denoising_steps(manifest, GenerationOptions(speed=name))))
+        str(evaluations_per_window(denoising_steps(manifest, GenerationOptions(speed=name))))
         for name in SPEED_NAMES
     )
