@@ -24,13 +24,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sonic.errors import SonicWarning
+from sonic.sandbox.confinement import address_space_bytes, die_with_parent, limit
 
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 _LOG = "log.txt"
 _OPEN = "network-is-reachable"
 _LOG_SHOWN_CHARACTERS = 300
-# Linux: sched.h and prctl.h
-_CLONE_NEWUSER, _CLONE_NEWNET, _PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1
+# Linux: sched.h
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class IsolationError(Exception):
@@ -119,33 +120,18 @@ def _leave_network() -> bool:
     return any(unshare(flags) == 0 for flags in (_CLONE_NEWUSER | _CLONE_NEWNET, _CLONE_NEWNET))
 
 
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _address_space_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-
-
-def _limit(kind: int, value: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
-
-
 def _main() -> None:
     name, limits = sys.argv[1], Limits(**json.loads(sys.argv[2]))
-    _end_with_parent()
+    if sys.platform == "linux":
+        die_with_parent()
     if not _leave_network():
         Path(_OPEN).touch()
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, limits.seconds)
-    _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, limits.seconds)
+    limit(resource.RLIMIT_FSIZE, limits.file_bytes)
     module = importlib.import_module(name)
     if sys.platform == "linux":  # after the import: libraries map more than they use
-        _limit(resource.RLIMIT_AS, _address_space_bytes() + limits.memory_bytes)
+        limit(resource.RLIMIT_AS, address_space_bytes() + limits.memory_bytes)
     module.main(sys.argv[3:])
 
 

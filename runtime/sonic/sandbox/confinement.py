@@ -46,11 +46,11 @@ def confine(seconds: float, memory_bytes: int) -> list[str]:
     """
     used = []
     # The signal of the lower limit (SIGXCPU) says why the process ended.
-    _limit(resource.RLIMIT_CPU, math.ceil(_processor_seconds() + seconds), margin=1)
-    _limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes)
-    _limit(resource.RLIMIT_FSIZE, 0)  # the result goes through a pipe
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
+    limit(resource.RLIMIT_CPU, math.ceil(_processor_seconds() + seconds), margin=1)
+    limit(resource.RLIMIT_AS, address_space_bytes() + memory_bytes)
+    limit(resource.RLIMIT_FSIZE, 0)  # the result goes through a pipe
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
     libc = ctypes.CDLL(None, use_errno=True)
     filters = seccomp.supported()
     # Refused where users may make no namespaces; not needed beside a filter.
@@ -67,7 +67,7 @@ def confine(seconds: float, memory_bytes: int) -> list[str]:
     return used
 
 
-def _limit(kind: int, value: int, margin: int = 0) -> None:
+def limit(kind: int, value: int, margin: int = 0) -> None:
     """Lower a limit, and to `margin` above it the one up to which it may be raised; lower ones stay."""
     soft, hard = resource.getrlimit(kind)
     lower = [value if old == resource.RLIM_INFINITY else min(value, old) for old in (soft, hard)]
@@ -80,7 +80,8 @@ def _processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _address_space_bytes() -> int:
+def address_space_bytes() -> int:
+    """What this process has mapped."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
