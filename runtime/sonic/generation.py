@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -39,7 +40,7 @@ from sonic.memory import check_memory
 from sonic.options import AUTOMATIC, GenerationOptions, IntakeLimits, RunOptions
 from sonic.plan import ClipPlan, ClipSize, denoising_steps, plan_clip
 from sonic.progress import Progress, announce
-from sonic.resume import ClipCheckpoint, ClipIdentity, clip_watermark
+from sonic.resume import ClipCheckpoint, ClipIdentity, FileIdentity, clip_watermark, identities
 from sonic.scan import scan_files
 from sonic.schema import PathLike
 from sonic.storage.dump import DumpWriter, RowWriter
@@ -281,8 +282,15 @@ class Generation:
             self._engine,
             dump,
             self._spool_directory,
-            clip_watermark(self._engine.bundle, request.sources, options, request.face_box),
+            clip_watermark(self._engine.bundle, self._files, options, request.face_box)
+            if options.watermark
+            else None,
         )
+
+    @cached_property
+    def _files(self) -> dict[str, FileIdentity]:
+        """What the clip is made from; read once, as a recording may have hundreds of megabytes."""
+        return identities(self._request.sources)
 
     def _make_sampler(
         self, noise: Iterable[np.ndarray], condition: ClipCondition, plan: ClipPlan
@@ -295,7 +303,7 @@ class Generation:
         sampler = ClipSampler(noise, condition, plan.denoising, constants, directory, after_step)
         request, bundle = self._request, self._engine.bundle
         identity = ClipIdentity.of(
-            bundle, request.sources, request.options, request.face_box, self._run, plan.denoising
+            bundle, self._files, request.options, request.face_box, self._run, plan.denoising
         )
         self._checkpoint.restore(sampler, identity)
         return sampler

@@ -85,6 +85,15 @@ class FileIdentity:
         return cls("an array", digest.hexdigest())
 
 
+def identities(sources: Mapping[str, PathLike | np.ndarray]) -> dict[str, FileIdentity]:
+    """The identities of the files that a clip is made from, or of arrays in place of them, by what they are.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return {name: FileIdentity.of(source) for name, source in sources.items()}
+
+
 @dataclass(frozen=True)
 class ClipIdentity:
     """Everything that the latents of a clip depend on.
@@ -106,7 +115,7 @@ class ClipIdentity:
     def of(
         cls,
         bundle: Bundle,
-        sources: Mapping[str, PathLike | np.ndarray],
+        files: Mapping[str, FileIdentity],
         options: GenerationOptions,
         face_box: tuple[float, float, float, float] | None,
         run: RunOptions,
@@ -116,19 +125,16 @@ class ClipIdentity:
 
         Args:
             bundle: runs it.
-            sources: the files that the clip is made from, by what they are, or arrays in place of them.
+            files: what the clip is made from, of :func:`identities`.
             options: resolved with the bundle's constants.
             face_box: given in place of the detector's.
             run: how submodels run; only `bfloat16` changes what is computed.
             plan: the denoising steps.
-
-        Raises:
-            InputError: a file cannot be read.
         """
         manifest = FileIdentity(bundle.manifest.name, bundle.manifest_sha256)
         values = {item.name: getattr(options, item.field) for item in definitions(GenerationOptions)}
         return cls(
-            {name: FileIdentity.of(source) for name, source in sources.items()} | {"bundle": manifest},
+            {**files, "bundle": manifest},
             values | {"face_box": face_box, "bfloat16": run.bfloat16},
             {name: distribution_version(name) for name in _SOFTWARE},
             plan.to_json(),
@@ -142,30 +148,27 @@ class ClipIdentity:
 
 def clip_watermark(
     bundle: Bundle,
-    sources: Mapping[str, PathLike | np.ndarray],
+    files: Mapping[str, FileIdentity],
     options: GenerationOptions,
     face_box: tuple[float, float, float, float] | None,
 ) -> Watermark | None:
     """The watermark of a clip, or None if its options want none; the arguments are those of a `ClipIdentity`.
 
     Where no job is given, it is from a digest of what the video depends on, in which versions have no part.
-
-    Raises:
-        InputError: a file cannot be read.
     """
     if not options.watermark:
         return None
     manifest = bundle.manifest_sha256
     job = options.watermark_job
     if job is None:
-        files = {name: FileIdentity.of(source).sha256 for name, source in sources.items()}
+        digests = {name: file.sha256 for name, file in files.items()}
         # Checked once more, as that makes 2 and 2.0 one number.
         values = {
             item.name: item.adapter.validate_python(getattr(options, item.field))
             for item in definitions(GenerationOptions)
             if item.name not in _WATERMARK
         }
-        text = json.dumps([manifest, files, values, face_box], sort_keys=True)
+        text = json.dumps([manifest, digests, values, face_box], sort_keys=True)
         job = first_bits(hashlib.sha256(text.encode()).hexdigest())
     hour = 0 if options.watermark_time is None else hour_of(options.watermark_time)
     return Watermark(first_bits(manifest), hour, job)
