@@ -25,9 +25,10 @@ from sonic.engines.shared import SharedSessions
 from sonic.engines.watched import WatchedEngine
 from sonic.errors import GenerationCancelled, SonicError
 from sonic.execution import choose_execution
-from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
+from sonic.generation import Generation, denoise_clips
 from sonic.media.video import Video
 from sonic.options import IntakeLimits, RunOptions
+from sonic.prepared_clip import ClipRequest, PreparedClip
 from sonic.progress import NoProgress, Progress, announce
 from sonic.resume import ClipCheckpoint
 

@@ -27,9 +27,10 @@ from sonic.engines.base import Engine
 from sonic.engines.registry import make_engine
 from sonic.engines.watched import Observer, WatchedEngine
 from sonic.errors import InputError
-from sonic.generation import ClipRequest, Generation, PreparedClip, denoise_clips
+from sonic.generation import Generation, denoise_clips
 from sonic.media.video import Video, VideoStream
 from sonic.options import AUTOMATIC, BatchOptions, GenerationOptions, IntakeLimits, RunOptions
+from sonic.prepared_clip import ClipRequest, PreparedClip
 from sonic.progress import NoProgress, Progress, default_progress
 from sonic.resume import ClipCheckpoint
 from sonic.schema import Option, PathLike, accepts, definitions, method_accepts, narrowed

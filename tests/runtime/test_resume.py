@@ -73,7 +73,7 @@ MOMENTS = {
     "in step 2": (f"{SAMPLER} finish_window 2 before", 1),
     "while the checkpoint of step 2 is written": (f"{CHECKPOINT} fsync 1 before", 1),
     "when the checkpoint of step 2 is there": (f"{CHECKPOINT} replace 1 after", 2),
-    "while frames are encoded": ("sonic.generation:decoding quantize 10 before", 3),
+    "while frames are encoded": ("sonic.prepared_clip:decoding quantize 10 before", 3),
     "before the checkpoint is removed": ("sonic.resume:ClipCheckpoint remove 1 before", 3),
 }
 

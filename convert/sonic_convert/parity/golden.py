@@ -49,11 +49,11 @@ from sonic.diffusion.noise import draw_noise
 from sonic.engines.registry import make_engine
 from sonic.engines.watched import Call, WatchedEngine
 from sonic.errors import InputError
-from sonic.generation import ClipRequest
 from sonic.media.face import Face, detect_faces
 from sonic.media.portrait import load_portrait, portrait_from_picture
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
+from sonic.prepared_clip import ClipRequest
 from sonic.progress import Progress
 from sonic.verification.compare import compare
 from sonic.verification.golden import ExpectedClip, ExpectedOutput, GoldenVectors

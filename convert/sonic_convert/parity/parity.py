@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from sonic.diffusion.noise import load_noise
 from sonic.engines.watched import Call
 from sonic.errors import InputError
-from sonic.generation import ClipRequest
 from sonic.media.face import Face, detect_faces
 from sonic.model import SonicModel, load_model
 from sonic.options import GenerationOptions
+from sonic.prepared_clip import ClipRequest
 from sonic.progress import NoProgress, Progress
 from sonic.storage.files import replace_file, write_json
 from sonic.verification.compare import Difference, compare

@@ -26,10 +26,10 @@ from sonic.diffusion.steps import evaluations_per_window
 from sonic.engines.base import Engine
 from sonic.engines.checked import NotFinite
 from sonic.errors import BundleError
-from sonic.generation import ClipRequest
 from sonic.model import SonicModel
 from sonic.options import GenerationOptions
 from sonic.plan import denoising_steps
+from sonic.prepared_clip import ClipRequest
 from sonic.progress import NoProgress, Progress
 from sonic.verification.compare import compare, psnr_db
 from sonic.verification.golden import ExpectedClip, GoldenVectors
